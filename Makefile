@@ -1,0 +1,45 @@
+# Thin targets: each one makes sure that .venv is up to date, then runs one command.
+#   make test ARGS="-k attention"     passes further arguments on
+#   make demo PYTHON=python3.12       builds .venv with that Python instead of the first suitable one
+#   make install EXTRAS=dev,cuda      installs further extras of pyproject.toml
+
+ARGS ?=
+EXTRAS ?= dev
+PY := .venv/bin/python
+INSTALLED := .venv/installed-$(EXTRAS)
+
+DEMO_DIR ?= runs/demo
+DEMO_TRAIN := --config=configs/ablation_prenorm.py:pre --config.train.steps=200
+
+# Compiled programs, however small, are kept between runs and shared by the test workers.
+export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
+export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint soak bench
+
+help:  ## show this list
+	@sed -n 's/^\([a-z]*\): .*## /\1@/p' Makefile | awk -F@ '{ printf "  make %-9s %s\n", $$1, $$2 }'
+
+install: $(INSTALLED)  ## create .venv and install the tested versions into it
+
+demo: $(INSTALLED)  ## train one small arm for about a minute, then evaluate it
+	$(PY) train.py $(DEMO_TRAIN) --workdir=$(DEMO_DIR) $(ARGS)
+	$(PY) eval.py --workdir=$(DEMO_DIR)
+
+test: $(INSTALLED)  ## run every test that takes seconds
+	$(PY) -m pytest -n 2 -q tests $(ARGS)
+
+lint: $(INSTALLED)  ## check style, formatting and types
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+soak: $(INSTALLED)  ## run the tests that take minutes
+	$(PY) -m pytest -q -m soak --timeout=3600 tests $(ARGS)
+
+bench: $(INSTALLED)  ## measure speed and memory
+	@set -e; for script in benchmarks/bench_*.py; do echo "$$script"; $(PY) "$$script" $(ARGS); done
+
+$(INSTALLED): pyproject.toml requirements/lock.txt
+	@sh requirements/install.sh $(EXTRAS) $(PYTHON)

@@ -1,0 +1,189 @@
+"""An ablation as data: the question, its arms, what is compared, and what each profile can afford.
+
+This module imports neither jax nor the model: a config file that declares an ablation stays cheap to read, and
+everything a verdict will be judged by is fixed, and hashable, before any run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, Literal
+
+from transformer.errors import ConfigError, did_you_mean
+
+Overrides = Mapping[str, Any]
+ContrastType = Literal[
+    "superiority", "equivalence", "catastrophe", "stability", "slope", "ordering", "exact", "formula"
+]
+NO_OVERRIDES: Overrides = MappingProxyType({})
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """One setting of the switches under study.
+
+    Attributes:
+      overrides: dotted config field -> value; what the arm changes against the base, and nothing else.
+      note: one sentence for the report.
+    """
+
+    overrides: Overrides = NO_OVERRIDES
+    note: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Condition:
+    """A setting every arm is repeated under (a depth, a warm-up, a corpus)."""
+
+    overrides: Overrides = NO_OVERRIDES
+    note: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Contrast:
+    """One registered comparison: it decides one claim, and is fixed before any run.
+
+    Attributes:
+      claim: an id in `ablations/claims/`.
+      type: how the verdict is computed; `exact` and `formula` name a `check` instead of arms.
+      test, base: names of the two arms compared (`ordering` compares `arms`, in the claimed order).
+      expect: the direction the claim states for `test` against `base`; None for equivalence and the like.
+      metric: a field of the final evaluation, such as `loss`.
+      better: whether lower or higher values of the metric are better.
+      margin: smallest effect of interest, in units of the metric.
+      conditions: names of the conditions it is judged under; empty for all.
+      min_seeds: test seeds below which there is no verdict.
+      prior: the verdict expected before any run.
+      check: for `exact` and `formula`: the test or formula that decides.
+    """
+
+    claim: str
+    type: ContrastType
+    test: str = ""
+    base: str = ""
+    arms: tuple[str, ...] = ()
+    expect: Literal["better", "worse"] | None = None
+    metric: str = "loss"
+    better: Literal["lower", "higher"] = "lower"
+    margin: float = 0.01
+    conditions: tuple[str, ...] = ()
+    min_seeds: int = 8
+    prior: Literal["supported", "refuted", "mixed", "inconclusive"] = "supported"
+    check: str = ""
+    note: str = ""
+
+    @property
+    def hash(self) -> str:
+        """Twelve hex digits over every field: stored with each record, so a later edit shows."""
+        text = json.dumps(dataclasses.asdict(self), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+@dataclasses.dataclass(frozen=True)
+class Profile:
+    """What one budget runs: sizes, learning rates, seeds.
+
+    Attributes:
+      overrides: fields that set the scale (width, steps, corpus), applied before condition and arm.
+      learning_rates: the grid every arm is tuned on.
+      tuning_seeds: seeds 1000, 1001, ... used only to choose each arm's learning rate.
+      test_seeds: seeds 0, 1, ... used only to judge.
+      arms, conditions: subsets to run; empty for all.
+      verdicts: False for `smoke`, which only checks wiring.
+    """
+
+    overrides: Overrides = NO_OVERRIDES
+    learning_rates: tuple[float, ...] = (1e-3,)
+    tuning_seeds: int = 1
+    test_seeds: int = 8
+    arms: tuple[str, ...] = ()
+    conditions: tuple[str, ...] = ()
+    verdicts: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Ablation:
+    """A question and everything needed to answer it.
+
+    Attributes:
+      question: in one sentence, ending with a question mark.
+      arms: name -> Arm; the first is the baseline and the default of `--config=FILE`.
+      base: fields set for every cell, before profile, condition and arm.
+      matched: what the arms have in common by construction ("parameters", "flops", "tokens", ...).
+      primary_metric: the field of the final evaluation that tuning minimises or maximises.
+    """
+
+    question: str
+    arms: Mapping[str, Arm]
+    conditions: Mapping[str, Condition] = dataclasses.field(default_factory=lambda: {"default": Condition()})
+    contrasts: tuple[Contrast, ...] = ()
+    profiles: Mapping[str, Profile] = dataclasses.field(default_factory=dict)
+    base: Overrides = NO_OVERRIDES
+    matched: tuple[str, ...] = ("tokens",)
+    primary_metric: str = "loss"
+    better: Literal["lower", "higher"] = "lower"
+
+    def __post_init__(self) -> None:
+        if not self.arms:
+            raise ConfigError("An ablation needs at least one arm.")
+        for contrast in self.contrasts:
+            self._check(contrast)
+
+    def _check(self, contrast: Contrast) -> None:
+        needs_check = contrast.type in ("exact", "formula")
+        if needs_check and not contrast.check:
+            raise ConfigError(f"Contrast {contrast.claim!r} of type {contrast.type!r} must name its `check`.")
+        named = contrast.arms if contrast.type == "ordering" else (contrast.test, contrast.base)
+        for arm in () if needs_check else named:
+            if arm not in self.arms:
+                raise ConfigError(
+                    f"Contrast {contrast.claim!r} names the arm {arm!r}, which does not exist."
+                    f"{did_you_mean(arm, self.arms)}"
+                )
+        for condition in contrast.conditions:
+            if condition not in self.conditions:
+                raise ConfigError(
+                    f"Contrast {contrast.claim!r} names the condition {condition!r}, which does not exist."
+                    f"{did_you_mean(condition, self.conditions)}"
+                )
+
+    @property
+    def baseline(self) -> str:
+        """The name of the first arm."""
+        return next(iter(self.arms))
+
+    def overrides(self, arm: str = "", condition: str = "", profile: str = "") -> dict[str, Any]:
+        """The fields one cell changes against the base config; the arm's own come last and win.
+
+        Raises:
+          ConfigError: an unknown arm, condition or profile.
+        """
+        merged: dict[str, Any] = dict(self.base)
+        for kind, table, name in (
+            ("profile", self.profiles, profile),
+            ("condition", self.conditions, condition),
+            ("arm", self.arms, arm),
+        ):
+            if name and name not in table:
+                allowed = ", ".join(table) or "(none)"
+                raise ConfigError(
+                    f"Unknown {kind} {name!r}; it is one of: {allowed}.{did_you_mean(name, table)}"
+                )
+            if name:
+                merged.update(table[name].overrides)
+        return merged
+
+
+def arm_config(ablation: Ablation, arm: str = "") -> Any:
+    """The locked ConfigDict of one arm (by default the baseline's), for a config file's `get_config`.
+
+    Raises:
+      ConfigError: an unknown arm or field.
+    """
+    from transformer.config import apply_overrides, default_config
+
+    return apply_overrides(default_config(), ablation.overrides(arm or ablation.baseline))

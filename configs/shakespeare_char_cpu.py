@@ -1,0 +1,39 @@
+"""nanoGPT's laptop recipe for character-level Shakespeare: its sizes, schedule and data split in our trainer.
+
+    python train.py --config=configs/shakespeare_char_cpu.py              # tiny_shakespeare through TFDS
+    python train.py --config=configs/shakespeare_char_cpu.py:input.txt    # the same text from a file, split 90/10
+
+Published (github.com/karpathy/nanoGPT, README): validation loss 1.88 nats per character, about 3 minutes.
+"""
+
+from transformer.config import apply_overrides, default_config
+
+OVERRIDES = {
+    "data.vocabulary": "characters",
+    "data.sequence_length": 64,
+    "data.sampling": "replacement",
+    "model.num_layers": 4,
+    "model.d_model": 128,
+    "model.attention.num_heads": 4,
+    "model.position.kind": "learned",
+    "model.dropout": 0.0,
+    "train.steps": 2000,
+    "train.batch_size": 12,
+    "train.eval_every": 250,
+    "train.checkpoint_every": 500,
+    "optimizer.learning_rate": 1e-3,
+    "optimizer.final_fraction": 0.1,
+    "optimizer.warmup_steps": 100,
+    "optimizer.beta2": 0.99,
+    "optimizer.weight_decay": 0.1,
+    "optimizer.clip": 1.0,
+}
+
+
+def get_config(path=""):
+    corpus = (
+        {"data.source": "text", "data.path": path, "data.validation_fraction": 0.1}
+        if path
+        else {"data.source": "tfds", "data.tfds_name": "tiny_shakespeare"}
+    )
+    return apply_overrides(default_config(), {**OVERRIDES, **corpus})

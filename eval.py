@@ -1,0 +1,52 @@
+"""Evaluates one run: `python eval.py --workdir=DIR [--checks=loss,position,generate] [--split=validation]`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from absl import flags
+
+from transformer import command_line
+from transformer.errors import UserError
+
+USAGE = """usage: python eval.py --workdir=DIR [--checks=loss,position,generate] [--split=validation] [--checkpoint=last]
+
+Shows loss and bits per byte, loss by position and a sample of text; writes them to DIR/eval.json."""
+
+WORKDIR = flags.DEFINE_string("workdir", None, "Run directory of a training run.")
+CHECKS = flags.DEFINE_list("checks", ["loss", "position", "generate"], "What to measure.")
+SPLIT = flags.DEFINE_string("split", "validation", "Split: train, validation, or test where there is one.")
+CHECKPOINT = flags.DEFINE_enum("checkpoint", "last", ["last", "best"], "Newest or lowest validation loss.")
+
+
+def main() -> int:
+    """Loads the run, measures, prints and stores; returns the exit code."""
+    if not WORKDIR.value:
+        raise UserError("--workdir=DIR is required: the run directory that train.py printed.")
+    from transformer.platform import prepare
+
+    prepare()
+    import jax
+
+    from transformer.inference.checks import CHECKS as REGISTRY
+    from transformer.inference.checks import open_data
+    from transformer.inference.show import show
+    from transformer.training.jsonfiles import write_json
+    from transformer.training.run import load
+
+    entries = [REGISTRY[name] for name in CHECKS.value]
+    run = load(WORKDIR.value, CHECKPOINT.value)
+    dataset = open_data(run, SPLIT.value)
+    results = {}
+    with jax.default_matmul_precision(run.config.numerics.matmul_precision):
+        for entry in entries:
+            results[entry.name] = entry.build(run, dataset, SPLIT.value)
+            show(entry.name, results[entry.name])
+    path = Path(WORKDIR.value) / "eval.json"
+    write_json(path, {"step": run.step, "split": SPLIT.value, "checkpoint": CHECKPOINT.value, **results})
+    print(f"written to {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    command_line.run(main, USAGE)

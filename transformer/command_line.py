@@ -1,0 +1,143 @@
+"""What `train.py` and `eval.py` share: `--config=FILE[:arm]`, overrides by dotted name, errors in one line."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from ml_collections import config_flags
+
+from transformer.config import resolve, schema, to_flat
+from transformer.errors import ConfigError, UserError, did_you_mean
+from transformer.schema import Config
+
+USAGE_ERROR = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class ConfigFlag:
+    """The value of `--config`, resolved.
+
+    Attributes:
+      config: the validated config.
+      name: the file's stem, without `ablation_`.
+      arm: what followed the colon.
+    """
+
+    config: Config
+    name: str
+    arm: str
+
+
+def define_config_flag() -> None:
+    """Defines `--config`; call once, when the script is imported."""
+    config_flags.DEFINE_config_file("config", None, "FILE[:arm]: a file with get_config().", lock_config=True)
+
+
+def parse(argv: list[str], usage: str) -> None:
+    """Parses flags, or answers `--help` and exits.
+
+    Raises:
+      ConfigError: an unknown flag or config field, or a value that cannot be read.
+    """
+    if any(argument in ("--help", "-h", "-help", "--helpfull") for argument in argv[1:]):
+        print(_help(usage))
+        sys.exit(0)
+    _check_names(argv[1:])
+    try:
+        rest = flags.FLAGS(argv)
+    except (
+        flags.Error,
+        AttributeError,
+        KeyError,
+        TypeError,
+        ValueError,
+        OSError,
+        SyntaxError,
+        ImportError,
+    ) as error:
+        raise ConfigError(_one_line(error)) from error
+    if len(rest) > 1:
+        raise ConfigError(f"{rest[1]!r} is not a flag; fields are set as --config.field=value.")
+
+
+def config_from_flag() -> ConfigFlag:
+    """The resolved value of `--config`.
+
+    Raises:
+      ConfigError: no `--config`, a file that is missing or defines no get_config, or an invalid config.
+    """
+    flag = flags.FLAGS["config"]
+    if flag.value is None:
+        raise ConfigError("--config=FILE is required, for example --config=configs/base.py")
+    file, _, arm = str(config_flags.get_config_filename(flag)).partition(":")
+    try:
+        values = flag.value.to_dict()  # a file that could not be loaded says so only now
+    except (OSError, AttributeError) as error:
+        raise ConfigError(f"--config={file} could not be loaded: {_one_line(error)}") from error
+    stem = Path(file).stem
+    return ConfigFlag(resolve(values), stem.removeprefix("ablation_"), arm)
+
+
+def run(main: Callable[[], int], usage: str) -> None:
+    """Parses the command line, runs `main` and exits with its code; user errors become one line and exit code 2."""
+    try:
+        parse(sys.argv, usage)
+        code = main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = error.exit_code
+    sys.exit(code)
+
+
+def format_config(config: Config) -> str:
+    """Every field that has a meaning, one `field = value` a line."""
+    return "\n".join(f"{path} = {value!r}" for path, value in to_flat(config).items())
+
+
+def _check_names(arguments: list[str]) -> None:
+    """Rejects unknown flags and fields with a suggestion, before anything is loaded."""
+    known_fields = [info.path for info in schema()]
+    has_config = any(a.lstrip("-").split("=")[0] == "config" for a in arguments)
+    for argument in arguments:
+        if not argument.startswith("-"):
+            continue
+        name = argument.lstrip("-").split("=")[0]
+        field = name.removeprefix("no") if name.startswith("noconfig.") else name
+        if field.startswith("config."):
+            path = field.removeprefix("config.").split("[")[0]
+            if not has_config:
+                raise ConfigError(
+                    f"--{name} needs --config=FILE before it, for example --config=configs/base.py"
+                )
+            if path not in known_fields:
+                raise ConfigError(f'There is no config field "{path}".{did_you_mean(path, known_fields)}')
+        elif field not in flags.FLAGS and field.removeprefix("no") not in flags.FLAGS:
+            close = difflib.get_close_matches(field, ["config", "workdir", *flags.FLAGS], n=1)
+            hint = f" Did you mean --{close[0]}?" if close else " See --help."
+            raise ConfigError(f"There is no flag --{field}.{hint}")
+
+
+def _one_line(error: BaseException) -> str:
+    """The first line of an exception that says something."""
+    text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[0][:400] if lines else type(error).__name__
+
+
+def _help(usage: str) -> str:
+    lines = [usage, "", "Config fields (set with --config.FIELD=VALUE):"]
+    for info in schema():
+        kinds = f" {{{', '.join(info.kinds)}}}" if info.kinds else ""
+        used_by = f" [only with {info.used_by}]" if info.used_by else ""
+        lines.append(f"  {info.path} = {_show(info.default)}\n      {info.help}{kinds}{used_by}")
+    return "\n".join(lines)
+
+
+def _show(value: Any) -> str:
+    return repr(value) if isinstance(value, str) and not value else str(value)

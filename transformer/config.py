@@ -1,0 +1,336 @@
+"""ConfigDict in, validated `Config` out; and a `Config` as data: flat, nested, hashed, compared.
+
+Neither this module nor the schema imports jax or flax; only asking a registry for its kinds does.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from transformer.errors import ConfigError, did_you_mean
+from transformer.schema import Config, Section, entry_parameters, registry_of
+
+SCHEMA_VERSION = 1
+
+# Fields that decide where and how often things are written, never what the numbers are.
+VIEW_FIELDS = frozenset(
+    f"train.{name}"
+    for name in (
+        [
+            "log_every",
+            "eval_every",
+            "checkpoint_every",
+            "keep_checkpoints",
+            "steps_per_call",
+            "profile_step",
+            "profile_steps",
+        ]
+    )
+) | {"tensorboard", "eval.batch_size", "data.feed"}
+VIEW_SECTIONS = ("wandb", "decode")
+
+
+# --- The leaves of the schema ------------------------------------------------------------------------------------
+
+
+def _own_fields(cls: type) -> list[dataclasses.Field]:
+    return [f for f in dataclasses.fields(cls) if f.name != "options"]
+
+
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
+
+
+@dataclasses.dataclass(frozen=True)
+class FieldInfo:
+    """One leaf of the schema, as `--help` lists it."""
+
+    path: str
+    type: Any
+    default: Any
+    help: str
+    kinds: tuple[str, ...] = ()
+    used_by: str = ""
+
+
+def schema(cls: type = Config, prefix: str = "") -> Iterator[FieldInfo]:
+    """All leaves of the schema in order, those of registry entries included."""
+    for f in _own_fields(cls):
+        path, hint = prefix + f.name, _hints(cls)[f.name]
+        if isinstance(hint, type) and issubclass(hint, Section):
+            yield from schema(hint, path + ".")
+            continue
+        registry = registry_of(cls, f.name)
+        yield FieldInfo(path, hint, f.default, f.metadata["help"], tuple(registry or ()))
+    for name, (parameter, readers) in entry_parameters(cls).items():
+        used_by = " or ".join(
+            f"{prefix}{field}={'|'.join(sorted(kinds))}" for field, kinds in readers.items()
+        )
+        hint = typing.get_type_hints(_declaring(cls, name))[name]
+        yield FieldInfo(prefix + name, hint, parameter.default, parameter.metadata["help"], (), used_by)
+
+
+def _declaring(cls: type, name: str) -> type:
+    """The parameter dataclass that declares `name` in section `cls`."""
+    for f in dataclasses.fields(cls):
+        for entry in (registry_of(cls, f.name) or {}).values():
+            if entry.parameters and name in {p.name for p in dataclasses.fields(entry.parameters)}:
+                return entry.parameters
+    raise KeyError(name)
+
+
+# --- ConfigDict in, Config out -----------------------------------------------------------------------------------
+
+
+def default_config() -> Any:
+    """The defaults as a locked `ml_collections.ConfigDict`, ready to be overridden by name."""
+    from ml_collections import config_dict
+
+    config = config_dict.ConfigDict()
+    for info in schema():
+        node = config
+        *parents, leaf = info.path.split(".")
+        for parent in parents:
+            if parent not in node:
+                node[parent] = config_dict.ConfigDict()
+            node = node[parent]
+        is_union = typing.get_origin(info.type) in (typing.Union, types.UnionType)
+        node[leaf] = config_dict.FieldReference(info.default, field_type=object) if is_union else info.default
+    return config.lock()
+
+
+def apply_overrides(config: Any, overrides: Mapping[str, Any]) -> Any:
+    """Sets dotted fields on a ConfigDict in place and returns it.
+
+    Raises:
+      ConfigError: an unknown field or a value of the wrong type.
+    """
+    known = {info.path: info for info in schema()}
+    for path, value in overrides.items():
+        if path not in known:
+            raise ConfigError(f'There is no config field "{path}".{did_you_mean(path, known)}')
+        *parents, leaf = path.split(".")
+        node = config
+        for parent in parents:
+            node = node[parent]
+        node[leaf] = _coerce(value, known[path])
+    return config
+
+
+def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested mapping (ConfigDict, dict) -> {dotted path: value}."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping) or hasattr(value, "to_dict"):
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def _coerce(value: Any, info: FieldInfo) -> Any:
+    """Checks a value against the field's type; ints pass as floats, lists as tuples."""
+    allowed = (
+        typing.get_args(info.type) if typing.get_origin(info.type) in (typing.Union, types.UnionType) else ()
+    )
+    allowed = tuple(typing.get_origin(t) or t for t in (allowed or (info.type,)))
+    if tuple in allowed and isinstance(value, list | tuple):
+        return tuple(value)
+    if isinstance(value, bool) and bool not in allowed:
+        pass
+    elif isinstance(value, allowed):
+        return value
+    elif float in allowed and isinstance(value, int):
+        return float(value)
+    elif int in allowed and isinstance(value, float) and value.is_integer():
+        return int(value)
+    wanted = " or ".join(t.__name__ for t in allowed)
+    raise ConfigError(
+        f"{info.path}={value!r} has the wrong type: it takes {wanted} (default {info.default!r})."
+    )
+
+
+def resolve(config: Any) -> Config:
+    """Validates a ConfigDict or nested dict once and returns the frozen `Config`.
+
+    Raises:
+      ConfigError: an unknown field, kind or type, a parameter no chosen kind reads, an impossible combination.
+    """
+    known = {info.path: info for info in schema()}
+    values: dict[str, Any] = {}
+    for path, value in flatten(config).items():
+        if path not in known:
+            raise ConfigError(f'There is no config field "{path}".{did_you_mean(path, known)}')
+        values[path] = _coerce(value, known[path])
+    resolved = _build(Config, "", values)
+    _check(resolved)
+    return resolved
+
+
+def _build(cls: type, prefix: str, values: Mapping[str, Any]) -> Any:
+    """One section with everything below it."""
+    built: dict[str, Any] = {}
+    for f in _own_fields(cls):
+        hint = _hints(cls)[f.name]
+        if isinstance(hint, type) and issubclass(hint, Section):
+            built[f.name] = _build(hint, f"{prefix}{f.name}.", values)
+        else:
+            built[f.name] = values.get(prefix + f.name, f.default)
+            registry = registry_of(cls, f.name)
+            if registry is not None:
+                registry[built[f.name]]  # raises for an unknown kind
+    options = []
+    for name, (parameter, readers) in entry_parameters(cls).items():
+        value = values.get(prefix + name, parameter.default)
+        if any(built[choice_field] in kinds for choice_field, kinds in readers.items()):
+            options.append((name, value))
+        elif value != parameter.default:
+            choice_field, kinds = next(iter(readers.items()))
+            raise ConfigError(
+                f"{prefix}{name}={value!r} has no effect: only {prefix}{choice_field}="
+                f"{' or '.join(sorted(kinds))} reads it, and it is {built[choice_field]!r}. Remove one of the two."
+            )
+    return cls(**built, options=tuple(options))
+
+
+def _check(config: Config) -> None:
+    """Combinations the types alone do not exclude."""
+    model, train, data, optimizer = config.model, config.train, config.data, config.optimizer
+    attention = model.attention
+    at_least_one = {
+        "model.d_model": model.d_model,
+        "model.num_layers": model.num_layers + 1,
+        "model.attention.num_heads": attention.num_heads,
+        "data.sequence_length": data.sequence_length,
+        "train.steps": train.steps,
+        "train.batch_size": train.batch_size,
+        "train.accumulate": train.accumulate,
+        "train.log_every": train.log_every,
+        "train.keep_checkpoints": train.keep_checkpoints,
+        "eval.tokens": config.eval.tokens,
+        "train.profile_steps": train.profile_steps,
+    }
+    not_negative = {
+        "model.attention.head_dim": attention.head_dim,
+        "model.vocab_size": model.vocab_size,
+        "model.ffn.ratio": model.ffn.ratio,
+        "train.eval_every": train.eval_every,
+        "train.checkpoint_every": train.checkpoint_every,
+        "train.steps_per_call": train.steps_per_call,
+        "optimizer.learning_rate": optimizer.learning_rate,
+        "optimizer.weight_decay": optimizer.weight_decay,
+        "optimizer.clip": optimizer.clip,
+        "decode.max_new_tokens": config.decode.max_new_tokens,
+        "decode.temperature": config.decode.temperature,
+    }
+    fractions = {
+        "model.dropout": model.dropout,
+        "objective.label_smoothing": config.objective.label_smoothing,
+    }
+    for path, value in at_least_one.items():
+        if value < 1:
+            raise ConfigError(f"{path}={value} must be at least 1.")
+    for path, value in not_negative.items():
+        if not value >= 0:
+            raise ConfigError(f"{path}={value} must not be negative.")
+    for path, value in fractions.items():
+        if not 0 <= value < 1:
+            raise ConfigError(f"{path}={value} must be at least 0 and below 1.")
+    if not attention.head_dim and model.d_model % attention.num_heads:
+        raise ConfigError(
+            f"model.d_model={model.d_model} is not divisible by model.attention.num_heads={attention.num_heads}; "
+            "change one, or set model.attention.head_dim."
+        )
+    if train.batch_size % train.accumulate:
+        raise ConfigError(
+            f"train.batch_size={train.batch_size} is not divisible by train.accumulate={train.accumulate}."
+        )
+    if optimizer.warmup_steps > train.steps:
+        raise ConfigError(
+            f"optimizer.warmup_steps={optimizer.warmup_steps} is longer than train.steps={train.steps}: "
+            "the learning rate would never reach its peak. Shorten the warm-up or train longer."
+        )
+    for path, cls, node in _sections(config):
+        for f in _own_fields(cls):
+            registry = registry_of(cls, f.name)
+            entry = registry[getattr(node, f.name)] if registry else None
+            problem = entry.check(config) if entry and entry.check else None
+            if problem:
+                raise ConfigError(f"{path}{f.name}={getattr(node, f.name)}: {problem}")
+
+
+def _sections(node: Section, prefix: str = "") -> Iterator[tuple[str, type, Section]]:
+    yield prefix, type(node), node
+    for f in _own_fields(type(node)):
+        child = getattr(node, f.name)
+        if isinstance(child, Section):
+            yield from _sections(child, f"{prefix}{f.name}.")
+
+
+# --- A Config as data --------------------------------------------------------------------------------------------
+
+
+def to_flat(config: Config) -> dict[str, Any]:
+    """Every field that has a meaning under the chosen kinds: {dotted path: value}. `resolve` reads it back."""
+    flat: dict[str, Any] = {}
+    for prefix, cls, node in _sections(config):
+        for f in _own_fields(cls):
+            value = getattr(node, f.name)
+            if not isinstance(value, Section):
+                flat[prefix + f.name] = value
+        flat.update({prefix + name: value for name, value in node.options})
+    return flat
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """Nested plain data, as stored in `config.json`."""
+    nested: dict[str, Any] = {}
+    for path, value in to_flat(config).items():
+        *parents, leaf = path.split(".")
+        node = nested
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = list(value) if isinstance(value, tuple) else value
+    return nested
+
+
+def replace(config: Config, overrides: Mapping[str, Any]) -> Config:
+    """A new Config with dotted fields changed, validated again."""
+    base = default_config()
+    apply_overrides(base, to_flat(config))
+    return resolve(apply_overrides(base, overrides))
+
+
+def is_view(path: str) -> bool:
+    """Whether a field only decides what is written or shown, so that it is no part of a run's identity."""
+    return path in VIEW_FIELDS or path.split(".")[0] in VIEW_SECTIONS
+
+
+def identity(config: Config) -> dict[str, Any]:
+    """What makes a run this run: its difference from the schema's defaults, views excluded."""
+    defaults = {info.path: info.default for info in schema()}
+    return {p: v for p, v in sorted(to_flat(config).items()) if v != defaults[p] and not is_view(p)}
+
+
+def config_hash(config: Config, **execution: str) -> str:
+    """Sixteen hex digits over the difference from the defaults, the schema version and the numeric execution.
+
+    Because only differences enter, a field added to the schema later changes no existing hash.
+    """
+    payload = {"schema": SCHEMA_VERSION, "config": identity(config), "execution": execution}
+    return hashlib.sha256(json.dumps(payload, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def difference(a: Config, b: Config) -> dict[str, tuple[Any, Any]]:
+    """Fields in which two configs differ: {path: (value in a, value in b)}; None where a field has no meaning."""
+    left, right = to_flat(a), to_flat(b)
+    paths = [*left, *(p for p in right if p not in left)]
+    return {p: (left.get(p), right.get(p)) for p in paths if left.get(p) != right.get(p)}

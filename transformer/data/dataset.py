@@ -1,0 +1,220 @@
+"""A corpus as flat token arrays with a fingerprint, made once and kept on disk."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import json
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from transformer.data import bounds
+from transformer.data.corpora import SOURCES, SPLITS, Corpus
+from transformer.data.vocabularies import VOCABULARIES, Vocabulary
+from transformer.errors import DataError
+from transformer.schema import Data
+
+_FORMAT = 1  # raise it whenever the same corpus would give other tokens or another layout on disk
+_HASHED_ON_LOAD = 1 << 28  # bytes; up to here (well under a second) every byte of a cached corpus is checked
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """Tokens of one corpus.
+
+    Attributes:
+      splits: split -> tokens, uint8 or uint16 [number of tokens], read-only, mapped from the cache if there is one.
+      vocabulary: what the tokens mean.
+      fingerprint: 12 hex digits over all tokens, the split boundaries and the vocabulary: two runs saw the same data
+        exactly if their fingerprints agree, whatever the source was called.
+      name: name of the corpus.
+      description: one line for the log.
+    """
+
+    splits: Mapping[str, np.ndarray]
+    vocabulary: Vocabulary
+    fingerprint: str
+    name: str
+    description: str
+
+    def bounds(self, split: str) -> dict[str, float]:
+        """Unigram and bigram entropy of a split's own text, nats per token: marks beside a learning curve."""
+        tokens = self.splits[split]
+        return {
+            "unigram": bounds.unigram_entropy(tokens),
+            "bigram": bounds.bigram_entropy(tokens, self.vocabulary.size),
+        }
+
+
+def load(section: Data, cache_dir: str | os.PathLike | None = None) -> Dataset:
+    """The tokens `section` asks for: from the cache if they are there, else made and put there.
+
+    Args:
+      section: the config's `data` section.
+      cache_dir: folder of cached token arrays; None: `$XDG_CACHE_HOME/whatif-transformers/tokens`, or below
+        `~/.cache`. A folder that cannot be written means that nothing is kept.
+
+    Raises:
+      ConfigError: an unknown source or vocabulary, or a parameter the source needs and lacks.
+      DataError: the corpus cannot be had, or a split is shorter than one window.
+    """
+    corpus = SOURCES.build(section.source, section)
+    VOCABULARIES[section.vocabulary]  # raises for an unknown name before any text is read
+    folder = Path(cache_dir) if cache_dir is not None else default_cache_dir()
+    entry = folder / _key(corpus, section.vocabulary)
+    dataset = _open_entry(entry) or _materialise(corpus, section.vocabulary, entry)
+    _check_lengths(dataset, section)
+    return dataset
+
+
+def default_cache_dir() -> Path:
+    """Where token arrays are kept unless told otherwise."""
+    root = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(root) / "whatif-transformers" / "tokens"
+
+
+def _key(corpus: Corpus, vocabulary: str) -> str:
+    payload = json.dumps([_FORMAT, corpus.name, corpus.identity, vocabulary])
+    return hashlib.sha256(payload.encode()).hexdigest()[:32]
+
+
+def _check_lengths(dataset: Dataset, section: Data) -> None:
+    window = section.sequence_length + 1
+    sizes = {split: len(tokens) for split, tokens in dataset.splits.items()}
+    if min(sizes.values()) < window:
+        listed = ", ".join(f"{split} {size}" for split, size in sizes.items())
+        raise DataError(
+            f"data.source={section.source} ({dataset.description}) is too small: its tokens are {listed}, but one "
+            f"window takes data.sequence_length + 1 = {window}. Use more text or a shorter data.sequence_length."
+        )
+
+
+# --- Making tokens -----------------------------------------------------------------------------------------------
+
+
+def _materialise(corpus: Corpus, vocabulary_name: str, entry: Path) -> Dataset:
+    """Tokenises a corpus into `entry`, or in memory where no entry can be written."""
+    content = corpus.content  # read outside the `try`: its errors are not about the cache
+    vocabulary = VOCABULARIES.build(vocabulary_name, corpus)
+    about = {"name": corpus.name, "description": content.description}
+    try:
+        entry.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=entry.parent, prefix=".new-") as scratch:
+            fresh = Path(scratch) / "entry"
+            fresh.mkdir()
+            with open(fresh / "tokens.bin", "wb") as file:
+                lengths = _cut(_write_tokens(file, content.documents, vocabulary), content.cut)
+            fingerprint = _fingerprint(
+                np.memmap(fresh / "tokens.bin", vocabulary.dtype, "r"), lengths, vocabulary
+            )
+            meta = {
+                **about,
+                "vocabulary": vocabulary.to_dict(),
+                "lengths": lengths,
+                "fingerprint": fingerprint,
+            }
+            (fresh / "meta.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
+            _publish(fresh, entry)
+        return _read_entry(entry)
+    except OSError:  # no permission or no room: keep the tokens in memory, make them again next time
+        buffer = io.BytesIO()
+        lengths = _cut(_write_tokens(buffer, content.documents, vocabulary), content.cut)
+        tokens = np.frombuffer(buffer.getvalue(), vocabulary.dtype)
+        return _dataset(tokens, lengths, vocabulary, _fingerprint(tokens, lengths, vocabulary), **about)
+
+
+def _write_tokens(
+    file: BinaryIO, documents: Mapping[str, list[bytes]], vocabulary: Vocabulary
+) -> dict[str, int]:
+    """Appends the tokens of all splits, `eos` between two documents, and returns split -> number of tokens."""
+    lengths = {}
+    for split in (s for s in SPLITS if s in documents):
+        start = file.tell()
+        for i, document in enumerate(documents[split]):
+            if i:
+                file.write(vocabulary.dtype.type(vocabulary.eos).tobytes())
+            file.write(vocabulary.encode(document).data)
+        lengths[split] = (file.tell() - start) // vocabulary.dtype.itemsize
+    return lengths
+
+
+def _cut(lengths: Mapping[str, int], cut: Mapping[str, float]) -> dict[str, int]:
+    """Split lengths after giving the end of the training stream to the splits in `cut`."""
+    result, total, share = dict(lengths), lengths["train"], 0.0
+    for split in ("test", "validation"):
+        if cut.get(split):
+            share += cut[split]
+            start = int(total * (1 - share))
+            result["train"], result[split] = start, result["train"] - start
+    return {split: result[split] for split in SPLITS if split in result}
+
+
+def _fingerprint(tokens: np.ndarray, lengths: Mapping[str, int], vocabulary: Vocabulary) -> str:
+    header = json.dumps([vocabulary.to_dict(), lengths, tokens.dtype.str], sort_keys=True)
+    digest = hashlib.sha256(header.encode())
+    digest.update(tokens.data)
+    return digest.hexdigest()[:12]
+
+
+def _dataset(
+    tokens: np.ndarray,
+    lengths: Mapping[str, int],
+    vocabulary: Vocabulary,
+    fingerprint: str,
+    name: str,
+    description: str,
+) -> Dataset:
+    """Slices the one array that holds all splits, one behind the other."""
+    splits, start = {}, 0
+    for split, length in lengths.items():
+        splits[split] = tokens[start : start + length]
+        start += length
+    return Dataset(splits, vocabulary, fingerprint, name, description)
+
+
+# --- The cache: <key>/{tokens.bin, meta.json}, complete or absent ------------------------------------------------
+
+
+def _publish(fresh: Path, entry: Path) -> None:
+    """Puts a finished entry in its place by one rename."""
+    if _open_entry(entry, warn=False) is None:
+        shutil.rmtree(entry, ignore_errors=True)
+    try:
+        os.rename(fresh, entry)
+    except OSError:
+        if not entry.is_dir():  # otherwise another process has just put the same entry there
+            raise
+
+
+def _open_entry(entry: Path, warn: bool = True) -> Dataset | None:
+    """A cached entry, or None where there is none or it is damaged."""
+    if not entry.is_dir():
+        return None
+    try:
+        return _read_entry(entry)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        if warn:
+            warnings.warn(f"rebuilding the cached tokens in {entry}: {error}", stacklevel=3)
+        return None
+
+
+def _read_entry(entry: Path) -> Dataset:
+    """Raises ValueError, among others, for an entry that is not what was written."""
+    meta: dict[str, Any] = json.loads((entry / "meta.json").read_text(encoding="utf-8"))
+    vocabulary = Vocabulary.from_dict(meta["vocabulary"])
+    lengths, path = meta["lengths"], entry / "tokens.bin"
+    expected, size = sum(lengths.values()) * vocabulary.dtype.itemsize, path.stat().st_size
+    if size != expected:
+        raise ValueError(f"tokens.bin has {size} bytes instead of {expected}")
+    tokens = np.memmap(path, vocabulary.dtype, "r")
+    if size <= _HASHED_ON_LOAD and _fingerprint(tokens, lengths, vocabulary) != meta["fingerprint"]:
+        raise ValueError("the tokens do not match their fingerprint")
+    return _dataset(tokens, lengths, vocabulary, meta["fingerprint"], meta["name"], meta["description"])

@@ -1,0 +1,166 @@
+"""How text becomes tokens."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Iterable
+from typing import Any, ClassVar
+
+import numpy as np
+
+from transformer.data.corpora import Corpus
+from transformer.errors import DataError
+from transformer.registry import Registry
+
+VOCABULARIES = Registry("data.vocabulary")
+
+PAD, BOS, EOS, MASK = range(256, 260)  # specials of the byte vocabulary
+
+
+class Vocabulary(abc.ABC):
+    """A bijection between text and token ids below `size`, beside special ids that stand for no text.
+
+    Attributes:
+      name: the registry entry.
+      size: number of ids.
+      eos: id that separates documents, or None where no split has two.
+      bytes_per_token: int32 [size], bytes of UTF-8 each id stands for; turns nats per token into bits per byte.
+    """
+
+    name: ClassVar[str]
+    size: int
+    eos: int | None
+    bytes_per_token: np.ndarray
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Smallest unsigned type that holds every id."""
+        return np.dtype(np.uint8 if self.size <= 2**8 else np.uint16)
+
+    @abc.abstractmethod
+    def encode(self, text: str | bytes) -> np.ndarray:
+        """Text (str, or bytes of UTF-8) to ids, `dtype` [number of tokens], without specials."""
+
+    @abc.abstractmethod
+    def decode(self, ids: Iterable[int] | np.ndarray) -> str:
+        """Ids to text. Ids that stand for no text leave no trace; bytes that are no UTF-8 become U+FFFD."""
+
+    @abc.abstractmethod
+    def to_dict(self) -> dict[str, Any]:
+        """JSON data from which `from_dict` rebuilds the vocabulary."""
+
+    @staticmethod
+    def from_dict(saved: dict[str, Any]) -> Vocabulary:
+        """The vocabulary that `to_dict` described."""
+        parameters = dict(saved)
+        name = parameters.pop("name")
+        return {cls.name: cls for cls in Vocabulary.__subclasses__()}[name](**parameters)
+
+
+class Bytes(Vocabulary):
+    """The 256 bytes and four specials: any text, no training, no unknown token."""
+
+    name = "bytes"
+    size = 260
+    eos = EOS
+
+    def __init__(self) -> None:
+        self.bytes_per_token = (np.arange(self.size) < 256).astype(np.int32)
+
+    def encode(self, text: str | bytes) -> np.ndarray:
+        raw = text.encode() if isinstance(text, str) else text
+        return np.frombuffer(raw, np.uint8).astype(self.dtype)
+
+    def decode(self, ids: Iterable[int] | np.ndarray) -> str:
+        values = np.asarray(ids).reshape(-1)
+        return values[values < 256].astype(np.uint8).tobytes().decode("utf-8", errors="replace")
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"name": self.name}
+
+
+class Characters(Vocabulary):
+    """The distinct characters of a corpus, sorted, as in nanoGPT's character-level example.
+
+    Args:
+      characters: every known character once, in the order of their ids.
+      separated: whether one more id separates documents.
+    """
+
+    name = "characters"
+
+    def __init__(self, characters: str, separated: bool):
+        self.characters = characters
+        self.eos = len(characters) if separated else None
+        self.size = len(characters) + separated
+        if self.size > 2**16:
+            raise DataError(
+                f"data.vocabulary=characters: {len(characters)} distinct characters do not fit 16 bits; "
+                "use data.vocabulary=bytes."
+            )
+        lengths = [len(c.encode()) for c in characters] + [0] * separated
+        self.bytes_per_token = np.array(lengths, np.int32)
+        codes = _code_points(characters)
+        self._id_of = np.full(int(codes.max(initial=0)) + 1, -1, np.int32)  # code point -> id
+        self._id_of[codes] = np.arange(len(codes))
+
+    def encode(self, text: str | bytes) -> np.ndarray:
+        """As in the base class.
+
+        Raises:
+          DataError: the text is not UTF-8 or holds a character the corpus does not.
+        """
+        codes = _code_points(_as_text(text))
+        last = len(self._id_of) - 1
+        ids = np.where(codes <= last, self._id_of[np.minimum(codes, last)], -1)
+        if (ids < 0).any():
+            unknown = chr(codes[np.argmax(ids < 0)])
+            raise DataError(
+                f"data.vocabulary=characters does not know {unknown!r} (U+{ord(unknown):04X}): it is none of the "
+                f"{len(self.characters)} characters of the corpus; leave it out or use data.vocabulary=bytes."
+            )
+        return ids.astype(self.dtype)
+
+    def decode(self, ids: Iterable[int] | np.ndarray) -> str:
+        values = np.asarray(ids).reshape(-1)
+        return "".join(self.characters[i] for i in values if i < len(self.characters))
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"name": self.name, "characters": self.characters, "separated": self.eos is not None}
+
+
+def _as_text(text: str | bytes) -> str:
+    if isinstance(text, str):
+        return text
+    try:
+        return text.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"data.vocabulary=characters: the text is not UTF-8 ({error}); use data.vocabulary=bytes."
+        ) from error
+
+
+def _code_points(text: str) -> np.ndarray:
+    """Unicode code points, uint32 [number of characters]."""
+    return np.frombuffer(text.encode("utf-32-le", errors="surrogatepass"), "<u4")
+
+
+@VOCABULARIES.register("bytes")
+def bytes_vocabulary(corpus: Corpus) -> Vocabulary:
+    """256 bytes and 4 specials, the same for every corpus."""
+    return Bytes()
+
+
+@VOCABULARIES.register("characters", paper="Karpathy 2015, char-rnn; nanoGPT's shakespeare_char")
+def character_vocabulary(corpus: Corpus) -> Vocabulary:
+    """The distinct characters of all splits, and an end-of-document id where a split has several documents.
+
+    Raises:
+      DataError: the text is not UTF-8.
+    """
+    known: set[str] = set()
+    for documents in corpus.documents.values():
+        for document in documents:
+            known.update(_as_text(document))
+    separated = any(len(documents) > 1 for documents in corpus.documents.values())
+    return Characters("".join(sorted(known)), separated)

@@ -1,0 +1,80 @@
+"""What `eval.py` measures on a finished run."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+from transformer.data import dataset as datasets
+from transformer.data.dataset import Dataset
+from transformer.errors import DataError, UserError
+from transformer.inference.generate import generate
+from transformer.registry import Registry
+from transformer.training.evaluation import evaluate
+from transformer.training.run import LoadedRun
+
+CHECKS = Registry("--checks")
+PROMPT_TOKENS = 16
+
+
+def open_data(run: LoadedRun, split: str) -> Dataset:
+    """The corpus a run was trained on.
+
+    Raises:
+      DataError: no such split, or a vocabulary that is not the run's.
+    """
+    dataset = datasets.load(run.config.data)
+    if split not in dataset.splits:
+        raise DataError(f"--split={split!r} does not exist; {dataset.name} has: {', '.join(dataset.splits)}.")
+    if dataset.vocabulary.to_dict() != run.vocabulary.to_dict():
+        raise DataError("The corpus changed: its vocabulary is not the one this run was trained with.")
+    return dataset
+
+
+@CHECKS.register("loss")
+def check_loss(run: LoadedRun, dataset: Dataset, split: str) -> dict[str, Any]:
+    """Loss and bits per byte over the whole split."""
+    started = time.perf_counter()
+    result = evaluate(run.program, run.state, dataset.splits[split])
+    seconds = time.perf_counter() - started
+    return {
+        "loss": result["loss"],
+        "bits_per_byte": result["bits_per_byte"],
+        "tokens": result["eval_tokens"],
+        "tokens_per_second": result["eval_tokens"] / seconds,
+        **{f"{name}_entropy": nats for name, nats in dataset.bounds(split).items()},
+    }
+
+
+@CHECKS.register("position")
+def check_position(run: LoadedRun, dataset: Dataset, split: str) -> dict[str, Any]:
+    """Loss by position in the window, averaged over eight equal stretches (or fewer, for short windows)."""
+    by_position = np.asarray(evaluate(run.program, run.state, dataset.splits[split])["loss_by_position"])
+    parts = np.array_split(np.arange(len(by_position)), min(8, len(by_position)))
+    return {f"{part[0]}-{part[-1]}": float(by_position[part].mean()) for part in parts}
+
+
+@CHECKS.register("generate")
+def check_generate(run: LoadedRun, dataset: Dataset, split: str) -> dict[str, Any]:
+    """A greedy and a sampled continuation, and decoding speed."""
+    decode = run.config.decode
+    if decode.prompt:
+        prompt = run.vocabulary.encode(decode.prompt)[None]
+    else:
+        prompt = np.asarray(dataset.splits[split][:PROMPT_TOKENS], np.int32)[None]
+    known = run.model.position.max_length
+    count = decode.max_new_tokens if known is None else min(decode.max_new_tokens, known - prompt.shape[1])
+    if count < 1:
+        raise UserError(
+            f"The prompt has {prompt.shape[1]} tokens and fills all {known} positions the model knows."
+        )
+    texts: dict[str, Any] = {"prompt": run.vocabulary.decode(prompt[0]), "new_tokens": count}
+    for name, temperature in (("greedy", 0.0), ("sampled", decode.temperature)):
+        tokens = generate(run.model, prompt, count, temperature, run.config.seed)
+        texts[name] = run.vocabulary.decode(tokens[0, prompt.shape[1] :])
+    started = time.perf_counter()
+    jax.block_until_ready(generate(run.model, prompt, count, decode.temperature, run.config.seed + 1))
+    return {**texts, "tokens_per_second": count / (time.perf_counter() - started)}

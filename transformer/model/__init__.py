@@ -1,0 +1,43 @@
+"""The model room: `build(config)` gives an initialised model, `declare(config)` one without numbers."""
+
+from __future__ import annotations
+
+from flax import nnx
+
+from transformer.model.decoder import Decoder
+from transformer.model.initialization import initialize
+from transformer.registry import Registry
+from transformer.schema import Config
+
+FAMILIES = Registry("model.family")
+FAMILIES.register("decoder", paper="Radford et al. 2018")(Decoder)
+
+
+def declare(config: Config, vocab_size: int = 0) -> nnx.Module:
+    """The model as structure: every parameter has a shape, a dtype and a role, but no numbers.
+
+    Args:
+      vocab_size: rows of the embedding when `model.vocab_size` is 0; the byte vocabulary if neither is given.
+    """
+    if not (config.model.vocab_size or vocab_size):
+        from transformer.data.vocabularies import BYTE_VOCABULARY_SIZE
+
+        vocab_size = BYTE_VOCABULARY_SIZE
+    return FAMILIES.build(config.model.family, config, config.model.vocab_size or vocab_size)
+
+
+def build(config: Config, vocab_size: int = 0, seed: int | None = None) -> nnx.Module:
+    """The model with the initial weights of `seed` (by default the config's). `model(tokens)` gives logits."""
+    structure, params, state = nnx.split(declare(config, vocab_size), nnx.Param, ...)
+    seed = init_seed(config) if seed is None else seed
+    return nnx.merge(structure, initialize(params, config, seed), nnx.to_pure_dict(state))
+
+
+def init_seed(config: Config) -> int:
+    """The seed of initial weights and dropout."""
+    return config.seed if config.init_seed < 0 else config.init_seed
+
+
+def data_seed(config: Config) -> int:
+    """The seed of the order of windows."""
+    return config.seed if config.data_seed < 0 else config.data_seed

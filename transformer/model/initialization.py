@@ -1,0 +1,112 @@
+"""Initial weights, drawn per parameter from a key made of the seed and the parameter's path.
+
+Two models of one seed share every weight they have in common, whatever else was added or removed: that is what
+makes a comparison between two arms paired. Numbers come from NumPy's Philox bits through a written-out Box-Muller
+transform, so nothing is compiled and a seed means the same weights on CPU, GPU and TPU.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from transformer.registry import Registry
+from transformer.schema import Config, Model
+
+SCHEMES = Registry("model.init.scheme")
+
+# Roles: what a parameter is for. A scheme draws by role, weight decay applies by role.
+DECAYED_ROLES = frozenset({"matrix", "output", "embedding", "position"})
+ROLES = DECAYED_ROLES | {"gain", "bias", "residual_gain"}
+
+
+def parameter(shape: tuple[int, ...], role: str, dtype: Any = jnp.float32) -> nnx.Param:
+    """Declares a parameter: shape, dtype and role, no numbers yet (`initialize` draws them).
+
+    Roles: `matrix` (kernels), `output` (kernels that write into the residual stream), `embedding`, `position`,
+    `gain`, `bias`, `residual_gain`.
+    """
+    if role not in ROLES:
+        raise ValueError(f"unknown parameter role {role!r}")
+    return nnx.Param(jax.ShapeDtypeStruct(shape, dtype), role=role)
+
+
+class Scheme(Protocol):
+    """Draws one parameter."""
+
+    def __call__(self, role: str, shape: tuple[int, ...], bits: np.random.Philox) -> np.ndarray: ...
+
+
+def standard_normal(bits: np.random.Philox, shape: tuple[int, ...]) -> np.ndarray:
+    """Standard normal draws, float32, from raw 64-bit words by Box and Muller (1958)."""
+    size = math.prod(shape)
+    words = bits.random_raw(2 * ((size + 1) // 2)) >> np.uint64(11)
+    uniform = (words.astype(np.float64) + 0.5) * 2.0**-53  # in (0, 1)
+    radius, angle = np.sqrt(-2.0 * np.log(uniform[0::2])), 2.0 * np.pi * uniform[1::2]
+    pairs = np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])
+    return pairs[:size].reshape(shape).astype(np.float32)
+
+
+@SCHEMES.register("gpt2", paper="Radford et al. 2019, section 2.3")
+class GPT2Scheme:
+    """Normal with one standard deviation; kernels that write into the stream divided by sqrt(2 * num_layers)."""
+
+    def __init__(self, model: Model):
+        self.std = model.init.std
+        self.output_std = model.init.std / math.sqrt(2 * max(1, model.num_layers))
+
+    def __call__(self, role: str, shape: tuple[int, ...], bits: np.random.Philox) -> np.ndarray:
+        if role == "gain":
+            return np.ones(shape, np.float32)
+        if role in ("bias", "residual_gain"):
+            return np.zeros(shape, np.float32)
+        return standard_normal(bits, shape) * np.float32(self.output_std if role == "output" else self.std)
+
+
+def path_name(path: tuple[Any, ...]) -> str:
+    """`("blocks", 0, "attention", ...)` -> `"blocks.0.attention..."`: the name of a parameter everywhere."""
+    return ".".join(
+        str(getattr(part, "key", getattr(part, "idx", getattr(part, "name", part)))) for part in path
+    )
+
+
+def path_bits(seed: int, name: str) -> np.random.Philox:
+    """The stream of random bits that belongs to one parameter of one seed."""
+    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+    return np.random.Philox(key=int.from_bytes(digest[:16], "little"))
+
+
+def roles(params: nnx.State) -> dict[str, Any]:
+    """The role of every parameter, in the shape of the parameter tree."""
+    return nnx.to_pure_dict(jax.tree.map(lambda v: v.replace(v.role), params, is_leaf=_is_variable))
+
+
+def initialize(params: nnx.State, config: Config, seed: int) -> dict[str, Any]:
+    """Draws the numbers of one seed for declared parameters.
+
+    Args:
+      params: state whose leaves are `ShapeDtypeStruct`s, as split from a freshly declared model.
+      config: names the scheme and the dtype parameters are kept in.
+      seed: any integer.
+
+    Returns:
+      Nested dicts of arrays on the default device, in `numerics.param_dtype`.
+    """
+    scheme: Scheme = SCHEMES.build(config.model.init.scheme, config.model)
+    dtype = jnp.dtype(config.numerics.param_dtype)
+
+    def draw(path: tuple[Any, ...], variable: nnx.Variable) -> nnx.Variable:
+        drawn = scheme(variable.role, variable.get_value().shape, path_bits(seed, path_name(path)))
+        return variable.replace(jnp.asarray(drawn, dtype))
+
+    return nnx.to_pure_dict(jax.tree_util.tree_map_with_path(draw, params, is_leaf=_is_variable))
+
+
+def _is_variable(x: Any) -> bool:
+    return isinstance(x, nnx.Variable)

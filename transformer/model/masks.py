@@ -1,0 +1,53 @@
+"""Which keys a query may see, as a structured description; the dense array is made only by who needs it."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from transformer.registry import Registry
+
+MASKS = Registry("model.attention.mask")
+MASKS.register("auto")(lambda family_is_causal: family_is_causal)
+MASKS.register("causal")(lambda family_is_causal: True)
+MASKS.register("none")(lambda family_is_causal: False)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Mask:
+    """The rules under which query t sees key s. All of them must hold.
+
+    Attributes:
+      causal: s must not stand after t.
+      window: s must stand fewer than this many positions before t.
+      prefix_length_B: keys before this position are visible to everyone, causal or not (prefix LM).
+      query_segments_BT, key_segments_BS: t and s must carry the same id, and id 0 (padding) is seen by nobody.
+    """
+
+    causal: bool = dataclasses.field(default=True, metadata={"static": True})
+    window: int | None = dataclasses.field(default=None, metadata={"static": True})
+    prefix_length_B: jax.Array | None = None
+    query_segments_BT: jax.Array | None = None
+    key_segments_BS: jax.Array | None = None
+
+    def dense(self, query_positions_BT: jax.Array, key_positions_BS: jax.Array) -> jax.Array | None:
+        """The mask as booleans [B, 1, T, S] (B may be 1), or None when every key is visible."""
+        t, s = query_positions_BT[:, :, None], key_positions_BS[:, None, :]
+        allowed = None
+        if self.causal:
+            allowed = s <= t
+            if self.prefix_length_B is not None:
+                allowed = allowed | (s < self.prefix_length_B[:, None, None])
+        if self.window is not None:
+            allowed = _both(allowed, t - s < self.window)
+        if self.query_segments_BT is not None and self.key_segments_BS is not None:
+            same = self.query_segments_BT[:, :, None] == self.key_segments_BS[:, None, :]
+            allowed = _both(allowed, same & (self.key_segments_BS != 0)[:, None, :])
+        return None if allowed is None else allowed[:, None]
+
+
+def _both(a: jax.Array | None, b: jax.Array) -> jax.Array:
+    return b if a is None else jnp.logical_and(a, b)

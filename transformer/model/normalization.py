@@ -1,0 +1,92 @@
+"""Normalisation: the statistic, its affine part, and where norms stand. `none` removes them, parameters and all."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from transformer.model.initialization import parameter
+from transformer.registry import Registry
+from transformer.schema import Model, Norm
+
+NORMS = Registry("model.norm.kind")
+PLACEMENTS = Registry("model.norm.placement")
+FINAL = Registry("model.norm.final")
+
+# The three places of y = out_norm(skip_gain * x + branch_gain * res_norm(f(in_norm(x)))).
+for _name, _places, _paper in (
+    ("pre", {"in"}, "Xiong et al. 2020"),
+    ("post", {"out"}, "Vaswani et al. 2017"),
+    ("branch", {"res"}, "Liu et al. 2021 (Swin v2)"),
+    ("sandwich", {"in", "res"}, "Ding et al. 2021 (CogView)"),
+    ("pre_post", {"in", "out"}, ""),
+):
+    PLACEMENTS.register(_name, paper=_paper)(lambda places=frozenset(_places): places)
+
+# Without a norm at the end of the last block, one is needed before the logits.
+FINAL.register("auto")(lambda places: "out" not in places)
+FINAL.register("always")(lambda places: True)
+FINAL.register("never")(lambda places: False)
+
+
+class Affine(nnx.Module):
+    """What norms share: statistics in float32, then a learned gain and bias where asked for."""
+
+    def __init__(self, norm: Norm, width: int):
+        self.epsilon = norm.epsilon
+        self.gain = parameter((width,), "gain") if norm.affine else None
+        self.bias = parameter((width,), "bias") if norm.bias else None
+
+    def normalize(self, x: jax.Array) -> jax.Array:
+        """The statistic itself, over the last axis of a float32 array."""
+        raise NotImplementedError
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = self.normalize(x.astype(jnp.float32))
+        y = y if self.gain is None else y * self.gain
+        y = y if self.bias is None else y + self.bias
+        return y.astype(x.dtype)
+
+
+@NORMS.register("layernorm", paper="Ba et al. 2016")
+class LayerNorm(Affine):
+    """Subtracts the mean and divides by the standard deviation of each token's vector."""
+
+    def normalize(self, x: jax.Array) -> jax.Array:
+        centred = x - x.mean(axis=-1, keepdims=True)
+        return centred * jax.lax.rsqrt(jnp.square(centred).mean(axis=-1, keepdims=True) + self.epsilon)
+
+
+@NORMS.register("rmsnorm", paper="Zhang & Sennrich 2019")
+class RMSNorm(Affine):
+    """Divides each token's vector by its root mean square; the mean stays."""
+
+    def normalize(self, x: jax.Array) -> jax.Array:
+        return x * jax.lax.rsqrt(jnp.square(x).mean(axis=-1, keepdims=True) + self.epsilon)
+
+
+@NORMS.register("none")
+def no_norm(norm: Norm, width: int) -> None:
+    """No normalisation anywhere: the part is absent."""
+    return None
+
+
+def make_norm(model: Model, present: bool = True) -> Affine | None:
+    """A norm over d_model as configured, or None where there is none."""
+    return NORMS.build(model.norm.kind, model.norm, model.d_model) if present else None
+
+
+def places(model: Model) -> frozenset[str]:
+    """Which of `in`, `res`, `out` carry a norm."""
+    return PLACEMENTS.build(model.norm.placement)
+
+
+def has_final_norm(model: Model) -> bool:
+    """Whether a norm stands before the logits."""
+    return FINAL.build(model.norm.final, places(model))
+
+
+def apply(norm: Affine | None, x: jax.Array) -> jax.Array:
+    """The norm of x; x itself where the norm is absent."""
+    return x if norm is None else norm(x)

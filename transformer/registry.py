@@ -1,0 +1,92 @@
+"""Choices as data: every exclusive choice is one config field, looked up in one registry.
+
+A registry lives in the room that owns the choice (`normalization.py` knows all norms and nothing else does).
+An entry carries its builder, the parameters only it reads (a dataclass), the paper, and its traits: facts that
+generic tests need, such as "causal_safe" or "batch_dependent".
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from transformer.errors import ConfigError, did_you_mean
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One variant.
+
+    Attributes:
+      name: the value the config field takes.
+      build: makes the part; its arguments are the same for every entry of one registry.
+      parameters: a dataclass whose fields join the config section of the choice, or None.
+      paper: where the variant comes from.
+      traits: facts generic tests rely on.
+      check: called with the whole resolved config; returns what is wrong with the combination, or None.
+    """
+
+    name: str
+    build: Callable[..., Any]
+    parameters: type | None = None
+    paper: str = ""
+    traits: frozenset[str] = frozenset()
+    check: Callable[[Any], str | None] | None = None
+
+    @property
+    def summary(self) -> str:
+        """The first line of the builder's docstring."""
+        return (self.build.__doc__ or "").strip().split("\n")[0]
+
+
+class Registry(Mapping[str, Entry]):
+    """The allowed values of one config field.
+
+    Args:
+      field: the dotted path of the field, for error messages.
+    """
+
+    def __init__(self, field: str):
+        self.field = field
+        self._entries: dict[str, Entry] = {}
+
+    def register(
+        self,
+        name: str,
+        *,
+        parameters: type | None = None,
+        paper: str = "",
+        traits: tuple[str, ...] = (),
+        check: Callable[[Any], str | None] | None = None,
+    ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+        """Decorates a builder (a class or a function) as the entry `name`."""
+        if name in self._entries:
+            raise ValueError(f"{self.field} already has an entry {name!r}")
+
+        def add(build: Callable[..., Any]) -> Callable[..., Any]:
+            self._entries[name] = Entry(name, build, parameters, paper, frozenset(traits), check)
+            return build
+
+        return add
+
+    def __getitem__(self, name: str) -> Entry:
+        if name not in self._entries:
+            allowed = ", ".join(self._entries)
+            raise ConfigError(
+                f"{self.field}={name!r} is not one of: {allowed}.{did_you_mean(name, self._entries)}"
+            )
+        return self._entries[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def build(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        """Builds the part that the entry `name` stands for."""
+        return self[name].build(*args, **kwargs)
