@@ -10,7 +10,6 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any, Literal
 
 from transformer.errors import ConfigError, did_you_mean
@@ -19,7 +18,6 @@ Overrides = Mapping[str, Any]
 ContrastType = Literal[
     "superiority", "equivalence", "catastrophe", "stability", "slope", "ordering", "exact", "formula"
 ]
-NO_OVERRIDES: Overrides = MappingProxyType({})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +29,7 @@ class Arm:
       note: one sentence for the report.
     """
 
-    overrides: Overrides = NO_OVERRIDES
+    overrides: Overrides = dataclasses.field(default_factory=dict)
     note: str = ""
 
 
@@ -39,7 +37,7 @@ class Arm:
 class Condition:
     """A setting every arm is repeated under (a depth, a warm-up, a corpus)."""
 
-    overrides: Overrides = NO_OVERRIDES
+    overrides: Overrides = dataclasses.field(default_factory=dict)
     note: str = ""
 
 
@@ -96,7 +94,7 @@ class Profile:
       verdicts: False for `smoke`, which only checks wiring.
     """
 
-    overrides: Overrides = NO_OVERRIDES
+    overrides: Overrides = dataclasses.field(default_factory=dict)
     learning_rates: tuple[float, ...] = (1e-3,)
     tuning_seeds: int = 1
     test_seeds: int = 8
@@ -122,7 +120,7 @@ class Ablation:
     conditions: Mapping[str, Condition] = dataclasses.field(default_factory=lambda: {"default": Condition()})
     contrasts: tuple[Contrast, ...] = ()
     profiles: Mapping[str, Profile] = dataclasses.field(default_factory=dict)
-    base: Overrides = NO_OVERRIDES
+    base: Overrides = dataclasses.field(default_factory=dict)
     matched: tuple[str, ...] = ("tokens",)
     primary_metric: str = "loss"
     better: Literal["lower", "higher"] = "lower"

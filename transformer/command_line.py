@@ -124,10 +124,15 @@ def _check_names(arguments: list[str]) -> None:
 
 
 def _one_line(error: BaseException) -> str:
-    """The first line of an exception that says something."""
+    """What went wrong, in one line: our own message if one is behind it, else the last line, which names the cause."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, UserError):
+            return str(cause)
+        cause = cause.__cause__ or cause.__context__
     text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[0][:400] if lines else type(error).__name__
+    return lines[-1][:400] if lines else type(error).__name__
 
 
 def _help(usage: str) -> str:

@@ -1,7 +1,7 @@
 """The claims: what people say about transformers, one row each, written down before anything was measured.
 
-The rows live in the TOML files of this folder, one file per section, in the order the report shows them. An
-ablation attaches its contrasts to a row by `id`; a row may have several, and its verdict is computed from them.
+The rows live in the TOML files of this folder, one file per section, in the order the report shows them.
+An ablation attaches its contrasts to a row by `id`; a row may have many, and they decide its verdict.
 
     from ablations import claims
     claims.get("rope_extrapolates_well").statement
@@ -41,11 +41,11 @@ class Literature:
     """What one source says about a claim.
 
     Attributes:
-      source: author, year and place in the paper; `own pilot` is our own arithmetic, or a small numpy run made
-        before the lab existed.
+      source: author, year and place in the paper; `own pilot` is our own arithmetic, or a small numpy run
+        made before the lab existed.
       finding: what it reports, in our words.
-      status: `read` was seen in the source, `memory` is believed right but was not looked up, and `unverified`
-        is uncertain: never print it without saying so.
+      status: `read` was seen in the source, `memory` is believed right but was not looked up,
+        and `unverified` is uncertain: never print it without saying so.
     """
 
     source: str
@@ -161,7 +161,7 @@ def _literature(entry: dict[str, Any], where: str) -> Literature:
     _check(entry["source"], "source", "a line of text", where)
     _check(entry["finding"], "finding", "a line of text", where)
     _check_choice(entry["status"], "status", get_args(Status), where)
-    return Literature(**{key: _one_line(value) for key, value in entry.items()})
+    return Literature(_one_line(entry["source"]), _one_line(entry["finding"]), entry["status"])
 
 
 _SHAPES = {

@@ -21,7 +21,7 @@ FEEDS = Registry("data.feed")
 RESIDENT_BYTES = 1 << 30  # feed=auto keeps training tokens below this on the device
 
 
-# --- Plans: step -> starts of windows ----------------------------------------------------------------------------
+# --- Plans: step -> starts of windows ------------------------------------------------------------------
 
 
 class Plan(abc.ABC):
@@ -37,8 +37,8 @@ class Plan(abc.ABC):
     def __init__(self, num_tokens: int, sequence_length: int, batch_size: int, seed: int):
         if num_tokens <= sequence_length:
             raise DataError(
-                f"data.sequence_length={sequence_length} needs windows of {sequence_length + 1} tokens, but there are "
-                f"only {num_tokens}; use more text or a shorter data.sequence_length."
+                f"data.sequence_length={sequence_length} needs windows of {sequence_length + 1} tokens, but "
+                f"there are only {num_tokens}; use more text or a shorter data.sequence_length."
             )
         self.num_tokens = num_tokens
         self.sequence_length = sequence_length
@@ -48,7 +48,7 @@ class Plan(abc.ABC):
 
     @abc.abstractmethod
     def starts(self, step: int) -> np.ndarray:
-        """First token of each window of `step`, int32 [B] (int64 where the corpus has 2**31 tokens or more)."""
+        """First token of each window of `step`, int32 [B] (int64 for 2**31 tokens or more)."""
 
     @abc.abstractmethod
     def epoch_of(self, step: int) -> float:
@@ -65,7 +65,8 @@ class Epochs(Plan):
 
     def __init__(self, num_tokens: int, sequence_length: int, batch_size: int, seed: int):
         super().__init__(num_tokens, sequence_length, batch_size, seed)
-        # One window fewer than would fit, so that the first cut can lie anywhere in the first sequence_length tokens.
+        # One window fewer than would fit, so that the first cut can lie anywhere in the first
+        # sequence_length tokens.
         self.windows = max(1, (num_tokens - sequence_length - 1) // sequence_length)
         self._offsets = min(sequence_length, num_tokens - self.windows * sequence_length)
         self._recent: dict[int, tuple[int, np.ndarray]] = {}
@@ -113,7 +114,7 @@ def make_plan(section: Data, num_tokens: int, batch_size: int, seed: int) -> Pla
     return SAMPLINGS.build(section.sampling, num_tokens, section.sequence_length, batch_size, seed)
 
 
-# --- Feeds: who cuts the windows ---------------------------------------------------------------------------------
+# --- Feeds: who cuts the windows -----------------------------------------------------------------------
 
 
 class Feed(abc.ABC):
@@ -127,8 +128,11 @@ class Feed(abc.ABC):
 
     @abc.abstractmethod
     def chunk(self, first_step: int, num_steps: int) -> np.ndarray:
-        """Steps `first_step ... first_step + num_steps - 1`: int32 starts [num_steps, B] if `resident`, else int32
-        tokens [num_steps, B, L + 1]."""
+        """Steps `first_step ... first_step + num_steps - 1`.
+
+        Returns:
+          int32 starts [num_steps, B] if `resident`, else int32 tokens [num_steps, B, L + 1].
+        """
 
 
 @FEEDS.register("device")
@@ -140,7 +144,8 @@ class DeviceFeed(Feed):
     def __init__(self, plan: Plan, tokens: np.ndarray):
         if len(tokens) >= 2**31:
             raise DataError(
-                f"data.feed=device indexes tokens with 32 bits, but the corpus has {len(tokens)}; use data.feed=grain."
+                f"data.feed=device indexes tokens with 32 bits, but the corpus has {len(tokens)}; "
+                "use data.feed=grain."
             )
         self._plan = plan
 
@@ -205,7 +210,7 @@ def make_feed(kind: str, plan: Plan, tokens: np.ndarray) -> Feed:
     return FEEDS.build(kind, plan, tokens)
 
 
-# --- Evaluation --------------------------------------------------------------------------------------------------
+# --- Evaluation ----------------------------------------------------------------------------------------
 
 
 def evaluation_batches(
@@ -213,8 +218,8 @@ def evaluation_batches(
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Consecutive windows that predict every token but the first exactly once.
 
-    Neighbouring windows share one token: the last target of one is the first input of the next. The last batch is
-    padded with token 0 and weight 0, so all batches have one shape.
+    Neighbouring windows share one token: the last target of one is the first input of the next. The last
+    batch is padded with token 0 and weight 0, so all batches have one shape.
 
     Args:
       tokens: unsigned integers [number of tokens].

@@ -27,8 +27,8 @@ def unigram_entropy(tokens: np.ndarray) -> float:
 def bigram_entropy(tokens: np.ndarray, vocabulary_size: int) -> float:
     """Nats per token of the best model that sees one token back: H(x_t | x_{t-1}) of this very text.
 
-    Both entropies are those of the counted text, so for a short text they lie below what any model that has not seen
-    the text could reach: the bigram one by about (distinct pairs) / (2 * tokens).
+    Both entropies are those of the counted text, so for a short text they lie below what any model that has
+    not seen the text could reach: the bigram one by about (distinct pairs) / (2 * tokens).
 
     Args:
       tokens: unsigned integers below `vocabulary_size`, [number of tokens].

@@ -32,8 +32,8 @@ class Content:
     Attributes:
       documents: split -> documents, as UTF-8 bytes.
       description: one line for the log.
-      cut: split -> share of the training tokens that becomes this split, taken from the end of the stream in the
-        order train, validation, test. Cutting tokens, not bytes, never tears a character apart.
+      cut: split -> share of the training tokens that becomes this split, taken from the end of the stream in
+        the order train, validation, test. Cutting tokens, not bytes, never tears a character apart.
     """
 
     documents: dict[str, list[bytes]]
@@ -70,13 +70,29 @@ class Corpus:
         return self.content.description
 
 
-# --- stdlib ------------------------------------------------------------------------------------------------------
+# --- stdlib --------------------------------------------------------------------------------------------
 
 # Tests, and tables or GUI parts that some distributions leave out.
-_SKIPPED_FOLDERS = frozenset(
-    "site-packages dist-packages test tests idle_test __pycache__ lib2to3 idlelib turtledemo tkinter ensurepip "
-    "distutils pydoc_data encodings _pyrepl venv __phello__ msilib".split()
-)
+_SKIPPED_FOLDERS = {
+    "site-packages",
+    "dist-packages",
+    "test",
+    "tests",
+    "idle_test",
+    "__pycache__",
+    "lib2to3",
+    "idlelib",
+    "turtledemo",
+    "tkinter",
+    "ensurepip",
+    "distutils",
+    "pydoc_data",
+    "encodings",
+    "_pyrepl",
+    "venv",
+    "__phello__",
+    "msilib",
+}
 _SKIPPED_PREFIXES = ("_sysconfigdata", "turtle.py")
 _SMALLEST_STDLIB = 1_000_000  # bytes; a complete one has about 7.6 million
 
@@ -84,8 +100,9 @@ _SMALLEST_STDLIB = 1_000_000  # bytes; a complete one has about 7.6 million
 def _is_validation(name: str) -> bool:
     """Whether a file, named relative to the library's root, belongs to the validation split.
 
-    The top-level module decides, by its hash: files of one package share too many lines to stand on both sides. With
-    this threshold the same ten modules, just under 5% of the bytes, are held out on every Python from 3.10 to 3.13.
+    The top-level module decides, by its hash: files of one package share too many lines to stand on both
+    sides. With this threshold the same ten modules (and cgitb, until it was removed), just under 5% of the
+    bytes, are held out on every Python from 3.10 to 3.13.
     """
     module = name.split("/")[0].removesuffix(".py")
     return int.from_bytes(hashlib.sha256(module.encode()).digest()[:4], "big") / 2**32 < 0.06
@@ -115,8 +132,8 @@ def stdlib(section: Data) -> Corpus:
     size = sum(stat.st_size for _, _, stat in files)
     if size < _SMALLEST_STDLIB:
         raise DataError(
-            f"data.source=stdlib finds only {size} bytes of Python source in {root} (this Python is zipped or "
-            "minimal); train on text of your own with data.source=text data.path=FILES."
+            f"data.source=stdlib finds only {size} bytes of Python source in {root} (this Python is zipped "
+            "or minimal); train on text of your own with data.source=text data.path=FILES."
         )
 
     def read() -> Content:
@@ -134,7 +151,7 @@ def stdlib(section: Data) -> Corpus:
     return Corpus("stdlib", json.dumps([platform.python_version(), stamps]), read)
 
 
-# --- text --------------------------------------------------------------------------------------------------------
+# --- text ----------------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,7 +167,7 @@ def _text_problem(section: Any) -> str | None:
     if not section.path.strip():
         return "needs data.path=FILES (a path, a glob, or several separated by commas)."
     validation, test = section.validation_fraction, section.test_fraction
-    if not (0 < validation and 0 <= test and validation + test < 1):
+    if not (validation > 0 and test >= 0 and validation + test < 1):
         return (
             f"data.validation_fraction={validation} must be above 0, data.test_fraction={test} not below 0, "
             "and their sum below 1."
@@ -213,7 +230,7 @@ def text(section: Data) -> Corpus:
     return Corpus(f"text:{section.path}", identity, read)
 
 
-# --- tfds --------------------------------------------------------------------------------------------------------
+# --- tfds ----------------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)

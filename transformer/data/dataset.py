@@ -31,10 +31,10 @@ class Dataset:
     """Tokens of one corpus.
 
     Attributes:
-      splits: split -> tokens, uint8 or uint16 [number of tokens], read-only, mapped from the cache if there is one.
+      splits: split -> tokens, uint8 or uint16 [number of tokens], read-only, mapped from the cache.
       vocabulary: what the tokens mean.
-      fingerprint: 12 hex digits over all tokens, the split boundaries and the vocabulary: two runs saw the same data
-        exactly if their fingerprints agree, whatever the source was called.
+      fingerprint: 12 hex digits over all tokens, the split boundaries and the vocabulary: two runs saw the
+        same data exactly if their fingerprints agree, whatever the source was called.
       name: name of the corpus.
       description: one line for the log.
     """
@@ -92,12 +92,13 @@ def _check_lengths(dataset: Dataset, section: Data) -> None:
     if min(sizes.values()) < window:
         listed = ", ".join(f"{split} {size}" for split, size in sizes.items())
         raise DataError(
-            f"data.source={section.source} ({dataset.description}) is too small: its tokens are {listed}, but one "
-            f"window takes data.sequence_length + 1 = {window}. Use more text or a shorter data.sequence_length."
+            f"data.source={section.source} ({dataset.description}) is too small: its tokens are {listed}, "
+            f"but one window takes data.sequence_length + 1 = {window}; use more text or a shorter "
+            "data.sequence_length."
         )
 
 
-# --- Making tokens -----------------------------------------------------------------------------------------------
+# --- Making tokens -------------------------------------------------------------------------------------
 
 
 def _materialise(corpus: Corpus, vocabulary_name: str, entry: Path) -> Dataset:
@@ -134,7 +135,7 @@ def _materialise(corpus: Corpus, vocabulary_name: str, entry: Path) -> Dataset:
 def _write_tokens(
     file: BinaryIO, documents: Mapping[str, list[bytes]], vocabulary: Vocabulary
 ) -> dict[str, int]:
-    """Appends the tokens of all splits, `eos` between two documents, and returns split -> number of tokens."""
+    """Appends the tokens of all splits, `eos` between two documents; returns split -> number of tokens."""
     lengths = {}
     for split in (s for s in SPLITS if s in documents):
         start = file.tell()
@@ -180,7 +181,7 @@ def _dataset(
     return Dataset(splits, vocabulary, fingerprint, name, description)
 
 
-# --- The cache: <key>/{tokens.bin, meta.json}, complete or absent ------------------------------------------------
+# --- The cache: <key>/{tokens.bin, meta.json}, complete or absent --------------------------------------
 
 
 def _publish(fresh: Path, entry: Path) -> None:

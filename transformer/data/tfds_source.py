@@ -1,8 +1,8 @@
 """Text from TensorFlow Datasets (TFDS), prepared and read without TensorFlow.
 
-TFDS prepares most text sets with nothing of TensorFlow but its file functions. Where TensorFlow is absent, a stand-in
-for those is put behind the lazy handle TFDS uses (a private name, hence the upper bound on its version in
-pyproject.toml). Whatever goes wrong ends in one `DataError`; no other corpus is ever used instead.
+TFDS prepares most text sets with nothing of TensorFlow but its file functions. Where TensorFlow is absent, a
+stand-in for those is put behind the lazy handle TFDS uses (a private name, hence the upper bound on its
+version in pyproject.toml). Whatever goes wrong ends in one `DataError`; no other corpus is ever used instead.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _REMEDY = "use data.source=stdlib, which needs no network"
 
 
 def corpus(section: Data) -> Corpus:
-    """The corpus that the `tfds_*` fields of the data section describe; nothing is imported before it is read.
+    """The corpus that the `tfds_*` fields of the data section describe; TFDS is imported when it is read.
 
     Raises:
       DataError: the TFDS package is missing.
@@ -56,16 +56,30 @@ def default_folder() -> str:
     return os.environ.get("TFDS_DATA_DIR") or os.path.join("~", "tensorflow_datasets")
 
 
-# --- Reading -----------------------------------------------------------------------------------------------------
+# --- Reading -------------------------------------------------------------------------------------------
 
 
 def _read(section: Data, folder: str) -> Content:
+    try:
+        with _file_functions(), _without_warnings():
+            return _content(section, folder)
+    except DataError:
+        raise
+    except Exception as error:  # whatever TFDS or a builder's own code may raise
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise DataError(
+            f"data.tfds_name={section.tfds_name} cannot be had in {folder} ({reason[:300]}); mend that, "
+            f"choose another data.tfds_dir, or {_REMEDY}."
+        ) from error
+
+
+def _content(section: Data, folder: str) -> Content:
     builder = _prepared_builder(section.tfds_name, folder, section.tfds_download)
     feature = _text_feature(builder, section.tfds_feature)
     splits = [split for split in SPLITS if split in builder.info.splits]
     if "train" not in splits:
         raise DataError(
-            f"data.tfds_name={section.tfds_name} has no train split (it has {', '.join(builder.info.splits)}); "
+            f"data.tfds_name={section.tfds_name} has no train split, only {', '.join(builder.info.splits)}; "
             "choose another set."
         )
     documents = {split: _documents(builder, split, feature) for split in splits}
@@ -89,15 +103,11 @@ def _text_feature(builder: Any, wanted: str) -> str:
         return wanted
     if not wanted and len(names) == 1:
         return names[0]
-    have = f"its text features are {', '.join(names)}" if names else "it has no text feature"
-    problem = (
-        f"data.tfds_feature={wanted!r} is none of them." if wanted else "choose one as data.tfds_feature."
-    )
     if not names:
-        problem = "choose another set."
-    raise DataError(
-        f"data.tfds_name={builder.name}: {have}; {problem}{did_you_mean(wanted, names) if wanted else ''}"
-    )
+        raise DataError(f"data.tfds_name={builder.name} has no text feature; choose another set.")
+    problem = f"data.tfds_feature={wanted!r} is none of" if wanted else "choose one as data.tfds_feature from"
+    hint = did_you_mean(wanted, names) if wanted else ""
+    raise DataError(f"data.tfds_name={builder.name}: {problem} its text features: {', '.join(names)}.{hint}")
 
 
 def _text_features(features: Any, prefix: str = "") -> Iterator[str]:
@@ -111,12 +121,12 @@ def _text_features(features: Any, prefix: str = "") -> Iterator[str]:
 
 
 def _documents(builder: Any, split: str, feature: str) -> list[bytes]:
-    """The non-empty texts of a split. Records are parsed here, some ten times as fast as TFDS decodes them."""
+    """The non-empty texts of a split. Parsing records here is about ten times as fast as TFDS's decoding."""
     import tensorflow_datasets as tfds
     from tensorflow_datasets.proto import tf_example_pb2
 
     records = builder.as_data_source(split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
-    documents = []
+    documents: list[bytes] = []
     for start in range(0, len(records), _RECORDS_AT_ONCE):
         for record in records.__getitems__(range(start, min(start + _RECORDS_AT_ONCE, len(records)))):
             values = tf_example_pb2.Example.FromString(record).features.feature[feature].bytes_list.value
@@ -124,7 +134,7 @@ def _documents(builder: Any, split: str, feature: str) -> list[bytes]:
     return documents
 
 
-# --- Preparing ---------------------------------------------------------------------------------------------------
+# --- Preparing -----------------------------------------------------------------------------------------
 
 
 def _prepared_builder(name: str, folder: str, download: bool) -> Any:
@@ -141,24 +151,15 @@ def _prepared_builder(name: str, folder: str, download: bool) -> Any:
     base = name.split("/")[0].split(":")[0]
     if base not in known and not os.path.isdir(os.path.join(folder, base)):
         raise DataError(f"data.tfds_name={name!r} is no TFDS builder.{did_you_mean(base, known)}")
-    with _file_functions(), _without_warnings():
-        try:
-            builder = tfds.builder(name, data_dir=folder, file_format="array_record")
-            if not builder.is_prepared():
-                if not download:
-                    raise DataError(
-                        f"data.tfds_name={name} is not prepared in {folder} and data.tfds_download=False forbids "
-                        f"fetching it; allow that once where there is a network, or {_REMEDY}."
-                    )
-                _prepare(builder, name, folder)
-            return builder
-        except (DataError, KeyboardInterrupt):
-            raise
-        except Exception as error:  # whatever a builder's own code may raise
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
+    builder = tfds.builder(name, data_dir=folder, file_format="array_record")
+    if not builder.is_prepared():
+        if not download:
             raise DataError(
-                f"data.tfds_name={name} cannot be had in {folder} ({reason[:300]}); mend that, or {_REMEDY}."
-            ) from error
+                f"data.tfds_name={name} is not prepared in {folder} and data.tfds_download=False forbids "
+                f"fetching it; allow that once where there is a network, or {_REMEDY}."
+            )
+        _prepare(builder, name, folder)
+    return builder
 
 
 def _prepare(builder: Any, name: str, folder: str) -> None:
@@ -242,7 +243,7 @@ def _watched_downloads(unreachable: list[str]) -> Iterator[None]:
 
 
 def _probe(url: str) -> str | None:
-    """What keeps `url` from answering within PROBE_SECONDS, or None. Addresses other than http are not asked."""
+    """What keeps `url` from answering within PROBE_SECONDS, or None. Only http addresses are asked."""
     if not url.startswith("http"):
         return None
     import requests
@@ -264,7 +265,7 @@ def _probe(url: str) -> str | None:
     return problem[0] if problem else f"no answer in {PROBE_SECONDS:g} seconds"
 
 
-# --- The stand-in for TensorFlow's file functions ----------------------------------------------------------------
+# --- The stand-in for TensorFlow's file functions ------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -275,7 +276,7 @@ def _file_functions() -> Iterator[None]:
         return
     from tensorflow_datasets.core.utils import lazy_imports_utils
 
-    # Not sys.modules["tensorflow"]: TFDS takes that as a sign that tensors may come along, and then fails on them.
+    # Not sys.modules["tensorflow"]: TFDS takes that as a sign that tensors may come along, and fails on them.
     handle = lazy_imports_utils.tensorflow.__dict__
     handle["_module"] = _stand_in()
     try:
@@ -288,8 +289,8 @@ class _File:
     """tf.io.gfile.GFile for local files: text is UTF-8 and line ends are left as they are."""
 
     def __init__(self, name: str | os.PathLike, mode: str = "r"):
-        text = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
-        self._file = open(os.fspath(name), mode, **text)  # noqa: SIM115 - closed by __exit__ or by the caller
+        encoding, newline = (None, None) if "b" in mode else ("utf-8", "\n")
+        self._file: Any = open(os.fspath(name), mode, encoding=encoding, newline=newline)  # noqa: SIM115
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._file, name)
@@ -322,8 +323,8 @@ def _stand_in() -> types.SimpleNamespace:
         copy=lambda source, target, overwrite=False: shutil.copyfile(source, target),
     )
     errors = (
-        "UnimplementedError FailedPreconditionError PermissionDeniedError AbortedError ResourceExhaustedError "
-        "NotFoundError"
+        "UnimplementedError FailedPreconditionError PermissionDeniedError AbortedError "
+        "ResourceExhaustedError NotFoundError"
     )
     return types.SimpleNamespace(
         io=types.SimpleNamespace(gfile=gfile),

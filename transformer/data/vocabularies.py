@@ -24,7 +24,7 @@ class Vocabulary(abc.ABC):
       name: the registry entry.
       size: number of ids.
       eos: id that separates documents, or None where no split has two.
-      bytes_per_token: int32 [size], bytes of UTF-8 each id stands for; turns nats per token into bits per byte.
+      bytes_per_token: int32 [size], bytes of UTF-8 each id stands for, for bits per byte.
     """
 
     name: ClassVar[str]
@@ -116,8 +116,9 @@ class Characters(Vocabulary):
         if (ids < 0).any():
             unknown = chr(codes[np.argmax(ids < 0)])
             raise DataError(
-                f"data.vocabulary=characters does not know {unknown!r} (U+{ord(unknown):04X}): it is none of the "
-                f"{len(self.characters)} characters of the corpus; leave it out or use data.vocabulary=bytes."
+                f"data.vocabulary=characters does not know {unknown!r} (U+{ord(unknown):04X}), which is "
+                f"none of the corpus's {len(self.characters)} characters; leave it out or use "
+                "data.vocabulary=bytes."
             )
         return ids.astype(self.dtype)
 

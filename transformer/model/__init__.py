@@ -20,9 +20,9 @@ def declare(config: Config, vocab_size: int = 0) -> nnx.Module:
       vocab_size: rows of the embedding when `model.vocab_size` is 0; the byte vocabulary if neither is given.
     """
     if not (config.model.vocab_size or vocab_size):
-        from transformer.data.vocabularies import BYTE_VOCABULARY_SIZE
+        from transformer.data.vocabularies import Bytes
 
-        vocab_size = BYTE_VOCABULARY_SIZE
+        vocab_size = Bytes.size
     return FAMILIES.build(config.model.family, config, config.model.vocab_size or vocab_size)
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from transformer.data.batching import Feed
 from transformer.data.dataset import Dataset
+from transformer.schema import Config
 from transformer.training.checkpoint import Checkpoints
 from transformer.training.evaluation import evaluate
 from transformer.training.interrupts import Interrupts
@@ -71,6 +72,7 @@ class Loop:
 
     def __init__(
         self,
+        config: Config,
         program: Program,
         dataset: Dataset,
         feed: Feed,
@@ -80,11 +82,11 @@ class Loop:
         interrupts: Interrupts,
         progress: Progress,
     ):
-        self.program, self.config = program, program.config
+        self.program, self.config = program, config
         self.dataset, self.feed = dataset, feed
         self.run_directory, self.sinks, self.checkpoints = run, sinks, checkpoints
         self.interrupts, self.progress = interrupts, progress
-        self.hyper = program.hyperparameters()
+        self.hyper = program.hyperparameters(config)
         self.corpus = jnp.asarray(np.asarray(dataset.splits["train"])) if feed.resident else None
         train = self.config.train
         self.tokens_per_step = train.batch_size * self.config.data.sequence_length
@@ -102,6 +104,7 @@ class Loop:
         """Runs to the end, or to the step boundary after an interrupt; always leaves a checkpoint behind."""
         train, progress = self.config.train, self.progress
         step = progress.step
+        state = self._compile(state)
         while step < train.steps and self.interrupts.exit_code is None:
             num_steps = self._next_call(step)
             self.profiler.at(step)
@@ -121,6 +124,18 @@ class Loop:
             self._checkpoint(state)
         return state
 
+    def _compile(self, state: TrainState) -> TrainState:
+        """A call of zero steps: compiles, changes nothing, and keeps compilation out of every timing."""
+        empty = self._padded(self.feed.chunk(0, 1))
+        state, _ = self.program.train_steps(state, self.corpus, empty, jnp.int32(0), jnp.int32(0), self.hyper)
+        return state
+
+    def _padded(self, chunk: np.ndarray) -> np.ndarray:
+        """A chunk filled up to the size the program was compiled for; one row stands for every step."""
+        full = np.zeros((self.program.max_steps_per_call, *chunk.shape[1:]), chunk.dtype)
+        full[: len(chunk) if len(chunk) > 1 else None] = chunk
+        return full
+
     def _next_call(self, step: int) -> int:
         """Steps until something is due, or as many as fill `SECONDS_PER_CALL`; one at first, to show a loss early."""
         train = self.config.train
@@ -137,13 +152,11 @@ class Loop:
 
     def _dispatch(self, state: TrainState, step: int, num_steps: int) -> tuple[TrainState, _Call]:
         """Starts a call, then reads the numbers of the one before while this one computes."""
-        first = 0 if self.config.train.overfit_one_batch else step
-        chunk = self.feed.chunk(first, 1 if self.config.train.overfit_one_batch else num_steps)
-        full = np.zeros((self.program.max_steps_per_call, *chunk.shape[1:]), chunk.dtype)
-        full[:num_steps] = chunk
+        one_batch = self.config.train.overfit_one_batch
+        chunk = self._padded(self.feed.chunk(0, 1) if one_batch else self.feed.chunk(step, num_steps))
         started = time.perf_counter()
         state, metrics = self.program.train_steps(
-            state, self.corpus, full, jnp.int32(step), jnp.int32(num_steps), self.hyper
+            state, self.corpus, chunk, jnp.int32(step), jnp.int32(num_steps), self.hyper
         )
         self._finish()
         return state, _Call(step, num_steps, metrics, started)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
-import math
 import sys
 import time
 from collections.abc import Callable
@@ -13,16 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from transformer.analysis import accounting
-from transformer.config import config_hash, resolve, to_dict
+from transformer.config import config_hash, to_dict
 from transformer.data import dataset as datasets
 from transformer.data.batching import make_feed, make_plan
 from transformer.data.dataset import Dataset
 from transformer.data.vocabularies import Vocabulary
-from transformer.errors import CheckpointError, DataError, UserError
-from transformer.model import data_seed
+from transformer.errors import CheckpointError, ConfigError, DataError, UserError
+from transformer.model import data_seed, init_seed
 from transformer.schema import Config
 from transformer.training.checkpoint import Checkpoints, Restored
 from transformer.training.console_sink import ConsoleSink
@@ -31,7 +28,7 @@ from transformer.training.jsonfiles import read_json, write_json
 from transformer.training.loop import Diverged, Loop, Progress
 from transformer.training.run_directory import RunDirectory
 from transformer.training.sinks import RunInfo, Sink, Sinks
-from transformer.training.step import Program, TrainState, unflat_state
+from transformer.training.step import Program, TrainState, flat_state, unflat_state
 
 DONE, DIVERGED = 0, 3
 EXIT_CODES = {"done": DONE, "diverged": DIVERGED, "preempted": PREEMPTED, "interrupted": STOPPED_BY_USER}
@@ -65,6 +62,8 @@ def train(
     arm: str = "",
     quiet: bool = False,
     say: Callable[[str], None] | None = None,
+    program: Program | None = None,
+    dataset: Dataset | None = None,
 ) -> Outcome:
     """Trains one member in `workdir`, resuming what is there, and evaluates it.
 
@@ -74,6 +73,7 @@ def train(
       name, arm: for views: the config's name and the arm within it.
       quiet: no console output.
       say: where one-line notes go; standard error by default.
+      program, dataset: those of an earlier member of the same arm, to compile and load once.
 
     Raises:
       UserError: the directory belongs to another config or cannot be used, the corpus is missing or changed, no
@@ -89,15 +89,15 @@ def train(
             say(f"already {finished['state']}: {workdir}")
             return Outcome(finished["state"], finished, workdir)
         interrupts = stack.enter_context(Interrupts())
-        dataset = datasets.load(config.data)
+        dataset = dataset or datasets.load(config.data)
         say(f"data: {dataset.description}; fingerprint {dataset.fingerprint}")
         say(_bounds(dataset))
-        program = Program(config, dataset.vocabulary.size, dataset.vocabulary.bytes_per_token)
+        program = program or make_program(config, dataset)
         write_json(run.path / "vocabulary.json", dataset.vocabulary.to_dict())
 
         checkpoints = Checkpoints(run.path / "checkpoints", config.train.keep_checkpoints, warn=say)
         stack.enter_context(contextlib.closing(checkpoints))
-        state, progress = _start_or_resume(program, dataset, checkpoints)
+        state, progress = _start_or_resume(config, program, dataset, checkpoints)
         run.truncate_after(progress.step)
         plan = make_plan(
             config.data, len(dataset.splits["train"]), config.train.batch_size, data_seed(config)
@@ -113,7 +113,8 @@ def train(
                 hash=config_hash(config),
                 workdir=run.path,
                 total_steps=config.train.steps,
-                resumed_from=progress.step,
+                resumed_from=progress.step or None,
+                attempt=run.attempt,
             )
         )
         run.set_status("running", step=progress.step)
@@ -126,7 +127,7 @@ def train(
         ended, summary = "failed", {}
         try:
             with jax.default_matmul_precision(config.numerics.matmul_precision):
-                loop = Loop(program, dataset, feed, run, sinks, checkpoints, interrupts, progress)
+                loop = Loop(config, program, dataset, feed, run, sinks, checkpoints, interrupts, progress)
                 ended, summary = _run(loop, state, interrupts)
             checkpoints.wait()
         except BaseException:
@@ -166,13 +167,28 @@ def _run(loop: Loop, state: TrainState, interrupts: Interrupts) -> tuple[str, di
     }
 
 
+def make_program(config: Config, dataset: Dataset) -> Program:
+    """The compiled programs of an arm over its corpus.
+
+    Raises:
+      ConfigError: the model's vocabulary is smaller than the data's.
+    """
+    size = dataset.vocabulary.size
+    if 0 < config.model.vocab_size < size:
+        raise ConfigError(
+            f"model.vocab_size={config.model.vocab_size} is smaller than the vocabulary of the data, {size}; "
+            "leave it at 0 or raise it."
+        )
+    return Program(config, size, dataset.vocabulary.bytes_per_token)
+
+
 def _start_or_resume(
-    program: Program, dataset: Dataset, checkpoints: Checkpoints
+    config: Config, program: Program, dataset: Dataset, checkpoints: Checkpoints
 ) -> tuple[TrainState, Progress]:
     """The state to go on from: the newest intact checkpoint, or the initial weights."""
     restored = _restore(program, checkpoints.restore)
     if restored is None:
-        return program.init(), Progress()
+        return program.init(init_seed(config)), Progress()
     metadata = dict(restored.metadata)
     fingerprint = metadata.pop("fingerprint")
     if fingerprint != dataset.fingerprint:
@@ -184,8 +200,6 @@ def _start_or_resume(
 
 
 def _restore(program: Program, restore: Callable[[Any], Restored | None]) -> Restored | None:
-    from transformer.training.step import flat_state
-
     return restore(flat_state(program.abstract_state))
 
 
@@ -284,11 +298,7 @@ def load(workdir: str | Path, which: str = "last") -> LoadedRun:
       UserError: the directory is no run, or holds no checkpoint.
     """
     path = Path(workdir)
-    if not (path / "config.json").is_file():
-        raise UserError(
-            f"{path} is not a run directory: it has no config.json. Pass the --workdir of a training run."
-        )
-    config = resolve(read_json(path / "config.json"))
+    config = read_config(path)
     if not (path / "vocabulary.json").is_file():
         raise UserError(f"{path} has not been trained yet: run train.py with the same --workdir first.")
     vocabulary = Vocabulary.from_dict(read_json(path / "vocabulary.json"))

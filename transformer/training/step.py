@@ -70,9 +70,9 @@ class Program:
 
     # --- state ---------------------------------------------------------------------------------------------------
 
-    def init(self, seed: int | None = None) -> TrainState:
-        """The state before step 0 of one seed (by default the config's)."""
-        params = initialize(self.declared, self.config, init_seed(self.config) if seed is None else seed)
+    def init(self, seed: int) -> TrainState:
+        """The state before step 0 of one seed."""
+        params = initialize(self.declared, self.config, seed)
         return TrainState(params, nnx.to_pure_dict(self.declared_state), self.optimizer.init(params))
 
     @functools.cached_property
@@ -84,13 +84,14 @@ class Program:
         """The model as a module."""
         return nnx.merge(self.structure, state.params, state.model_state)
 
-    def hyperparameters(self, learning_rate: float | None = None, seed: int | None = None) -> Hyperparameters:
-        """Inputs of the step, from the config unless given."""
-        settings = self.config.optimizer
+    @staticmethod
+    def hyperparameters(config: Config) -> Hyperparameters:
+        """What a member of the arm feeds the step with."""
+        settings = config.optimizer
         return Hyperparameters(
-            jnp.float32(settings.learning_rate if learning_rate is None else learning_rate),
+            jnp.float32(settings.learning_rate),
             jnp.float32(settings.weight_decay),
-            jnp.uint32((init_seed(self.config) if seed is None else seed) % 2**32),
+            jnp.uint32(init_seed(config) % 2**32),
         )
 
     # --- training ------------------------------------------------------------------------------------------------

@@ -1,0 +1,183 @@
+"""What has to be trained: an arm under a condition at a profile, and its members (learning rate, seed).
+
+An arm is one architecture at one scale: everything but the learning rate and the seed is fixed, so one process
+compiles it once and trains all its members. Which members are still needed is a pure function of what is finished.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ablations.schema import Ablation, Profile
+from transformer.config import apply_overrides, config_hash, default_config, replace, resolve
+from transformer.schema import Config
+
+TUNING_SEED, TWIN_SEED = 1000, 2000
+MAX_EXTENSIONS = 2  # steps an arm may extend its learning-rate grid on either side
+
+
+@dataclasses.dataclass(frozen=True, order=True)
+class Member:
+    """One training run of an arm.
+
+    Attributes:
+      learning_rate: peak.
+      seed: test seeds count from 0, tuning seeds from 1000.
+      twin: data of `seed` with another initialisation: the noise floor's partner.
+    """
+
+    learning_rate: float
+    seed: int
+    twin: bool = False
+
+    @property
+    def name(self) -> str:
+        """Folder name."""
+        return f"lr{self.learning_rate:.4g}-s{self.seed}{'-twin' if self.twin else ''}"
+
+    @property
+    def is_tuning(self) -> bool:
+        """Whether it only serves to choose the learning rate."""
+        return self.seed >= TUNING_SEED
+
+    def config(self, arm: Config) -> Config:
+        """The arm's config with this member's learning rate and seed."""
+        overrides: dict[str, Any] = {"optimizer.learning_rate": self.learning_rate, "seed": self.seed}
+        if self.twin:
+            overrides |= {"init_seed": TWIN_SEED + self.seed, "data_seed": self.seed}
+        return replace(arm, overrides)
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """What a finished member contributes to the choice of the learning rate.
+
+    Attributes:
+      value: the primary metric on validation; None if it diverged.
+    """
+
+    value: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class ArmCell:
+    """One arm under one condition at one profile of an ablation."""
+
+    ablation: str
+    arm: str
+    condition: str
+    profile: str
+    config: Config
+    settings: Profile
+    better: str = "lower"
+    is_baseline: bool = False
+
+    @property
+    def hash(self) -> str:
+        """Identity of everything but learning rate and seed: equal arms of different ablations share their runs."""
+        return config_hash(replace(self.config, {"optimizer.learning_rate": 1e-3, "seed": 0}))
+
+    @property
+    def label(self) -> str:
+        """`ablation/arm` or `ablation/arm@condition`."""
+        suffix = "" if self.condition == "default" else f"@{self.condition}"
+        return f"{self.ablation}/{self.arm}{suffix}"
+
+    def directory(self, runs: Path) -> Path:
+        """Where its members lie; found by hash, so that a shared arm keeps the name it got first."""
+        found = sorted(runs.glob(f"*-{self.hash[:10]}"))
+        return found[0] if found else runs / f"{self.ablation}-{self.arm}-{self.hash[:10]}"
+
+    def grid(self, scores: Mapping[Member, Score]) -> list[float]:
+        """Learning rates tuned so far, extended by a factor while the best lies at an edge."""
+        grid = sorted(self.settings.learning_rates)
+        if len(grid) < 2:
+            return grid
+        factor = grid[1] / grid[0]
+        low, high = grid[0], grid[-1]
+        for _ in range(MAX_EXTENSIONS):
+            best = self._best(grid, scores)
+            if best == grid[0] and low == grid[0]:
+                grid.insert(0, _rounded(grid[0] / factor))
+                low = grid[0]
+            elif best == grid[-1] and high == grid[-1]:
+                grid.append(_rounded(grid[-1] * factor))
+                high = grid[-1]
+            else:
+                break
+        return grid
+
+    def tuning_members(self, scores: Mapping[Member, Score]) -> list[Member]:
+        """Members that choose the learning rate."""
+        seeds = range(TUNING_SEED, TUNING_SEED + self.settings.tuning_seeds)
+        return [Member(rate, seed) for seed in seeds for rate in self.grid(scores)]
+
+    def best_learning_rate(self, scores: Mapping[Member, Score]) -> float | None:
+        """The rate with the best mean tuning score, or None while tuning is unfinished."""
+        if len(self.settings.learning_rates) == 1:
+            return self.settings.learning_rates[0]
+        return self._best(self.grid(scores), scores)
+
+    def at_edge(self, scores: Mapping[Member, Score]) -> bool:
+        """Whether the best rate still lies at an end of the extended grid."""
+        grid, best = self.grid(scores), self.best_learning_rate(scores)
+        return len(grid) > 1 and best in (grid[0], grid[-1])
+
+    def _best(self, grid: Iterable[float], scores: Mapping[Member, Score]) -> float | None:
+        means: dict[float, float] = {}
+        sign = 1.0 if self.better == "lower" else -1.0
+        for rate in grid:
+            seeds = range(TUNING_SEED, TUNING_SEED + self.settings.tuning_seeds)
+            found = [scores.get(Member(rate, seed)) for seed in seeds]
+            if any(score is None for score in found):
+                return None
+            values = [math.inf if s.value is None else sign * s.value for s in found if s is not None]
+            means[rate] = sum(values) / len(values)
+        return min(means, key=lambda rate: (means[rate], rate))
+
+    def members(self, scores: Mapping[Member, Score]) -> list[Member]:
+        """Every member known to be needed, given what is finished: tuning first, then the test seeds."""
+        needed = self.tuning_members(scores) if len(self.settings.learning_rates) > 1 else []
+        best = self.best_learning_rate(scores)
+        if best is not None and all(member in scores for member in needed):
+            needed += [Member(best, seed) for seed in range(self.settings.test_seeds)]
+            if self.is_baseline and self.settings.verdicts:
+                needed += [Member(best, seed, twin=True) for seed in range(self.settings.test_seeds)]
+        return needed
+
+
+def _rounded(rate: float) -> float:
+    return float(f"{rate:.4g}")
+
+
+def cells(name: str, ablation: Ablation, profile: str) -> list[ArmCell]:
+    """All arms of an ablation at a profile, baseline first within each condition.
+
+    Raises:
+      ConfigError: an unknown profile, or an arm whose overrides do not resolve.
+    """
+    ablation.overrides(profile=profile)  # raises for an unknown profile
+    settings = ablation.profiles[profile]
+    found = []
+    for condition in settings.conditions or tuple(ablation.conditions):
+        for arm in settings.arms or tuple(ablation.arms):
+            overrides = ablation.overrides(arm, condition, profile)
+            config = resolve(apply_overrides(default_config(), overrides))
+            config = replace(config, {"wandb.mode": "disabled"})
+            found.append(
+                ArmCell(
+                    name,
+                    arm,
+                    condition,
+                    profile,
+                    config,
+                    settings,
+                    ablation.better,
+                    is_baseline=arm == ablation.baseline,
+                )
+            )
+    return found

@@ -1,0 +1,142 @@
+"""What a verdict is computed from: plain records that the lab fills from run directories, and the scale they ran at."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Literal
+
+import numpy as np
+
+Quantity = Literal["parameters", "flops", "tokens"]
+QUANTITIES: tuple[Quantity, ...] = ("parameters", "flops", "tokens")
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """The end of one run.
+
+    Attributes:
+      value: the final metric; None when the run diverged, which is a result and stays in the comparison.
+      initial: the metric before training; needed where a diverged run must count as something.
+      parameters, flops, tokens: trained parameters, training FLOPs in total, training tokens; None when unknown.
+    """
+
+    value: float | None
+    initial: float | None = None
+    parameters: int | None = None
+    flops: float | None = None
+    tokens: int | None = None
+
+    @property
+    def diverged(self) -> bool:
+        return self.value is None
+
+
+@dataclasses.dataclass(frozen=True)
+class ArmResult:
+    """One arm under one condition.
+
+    Attributes:
+      name: the arm's name, for sentences.
+      outcomes: test seed -> outcome at the arm's own best learning rate.
+      learning_rate: that learning rate.
+      curve: learning rate -> seed -> outcome, over the whole grid.
+      edge: the best learning rate still lies at an end of the (extended) grid.
+    """
+
+    name: str
+    outcomes: Mapping[int, Outcome]
+    learning_rate: float | None = None
+    curve: Mapping[float, Mapping[int, Outcome]] = MappingProxyType({})
+    edge: bool = False
+
+    def mean(self, quantity: Quantity) -> float | None:
+        """Mean parameters, FLOPs or tokens of the runs that state them; None when none does."""
+        stated = [getattr(outcome, quantity) for outcome in self.outcomes.values()]
+        known = [float(number) for number in stated if number is not None]
+        return float(np.mean(known)) if known else None
+
+
+@dataclasses.dataclass(frozen=True)
+class Control:
+    """A positive control: something the baseline must manage before it may judge others."""
+
+    name: str
+    passed: bool
+    detail: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class ExactCheck:
+    """The result of a property test.
+
+    Attributes:
+      passed: every property held.
+      sabotage_caught: the deliberately broken variant failed; None when there was none to run.
+      counterexample: printed when a property did not hold.
+    """
+
+    passed: bool
+    sabotage_caught: bool | None
+    counterexample: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class FormulaCheck:
+    """A number someone stated, and ours. `tolerance` is the stated rounding, in the unit of the number."""
+
+    claimed: float
+    measured: float
+    tolerance: float
+    unit: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Evidence:
+    """Everything one contrast needs under one condition; each claim type reads its own part.
+
+    Attributes:
+      test, base: the two arms (superiority, equivalence, catastrophe, stability).
+      arms: all arms in the claimed order (ordering).
+      trivial: the trivial predictor's score on the same evaluation set; without it nothing can be called essential.
+      controls: the baseline's positive controls.
+      points: size -> seed -> measurement (slope); one seed per size for what needs no seed, such as bytes.
+      claimed: the exponent a slope claim states.
+      exact, formula: the result of the check the contrast names.
+    """
+
+    test: ArmResult | None = None
+    base: ArmResult | None = None
+    arms: tuple[ArmResult, ...] = ()
+    trivial: float | None = None
+    controls: tuple[Control, ...] = ()
+    points: Mapping[float, Mapping[int, float | None]] = MappingProxyType({})
+    claimed: float | None = None
+    exact: ExactCheck | None = None
+    formula: FormulaCheck | None = None
+
+    @property
+    def compared(self) -> tuple[ArmResult, ...]:
+        """Every arm present, the reference last."""
+        return self.arms or tuple(arm for arm in (self.test, self.base) if arm is not None)
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """The scale of the runs and what was declared about them.
+
+    Attributes:
+      profile: smoke, demo, quick or full.
+      scale: words for the sentence, such as "64-wide, 0.5M tokens of stdlib".
+      verdicts: False for a profile that only checks wiring.
+      min_seeds: replaces each contrast's own minimum where the profile declares fewer (demo).
+      may_differ: quantities the config declares to differ between the arms; others must agree within 1%.
+    """
+
+    profile: str
+    scale: str
+    verdicts: bool = True
+    min_seeds: int | None = None
+    may_differ: frozenset[Quantity] = frozenset()

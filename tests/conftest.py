@@ -1,0 +1,48 @@
+"""What every test shares: a home of its own, no network views, the CPU, and a compile cache.
+
+Set before jax is imported anywhere, and only where the caller has not decided otherwise.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# Workers of pytest-xdist are started by a process that has been here already, and inherit what it set.
+_HOME = None
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    # Nothing is read from the user's home, and nothing is left there.
+    _HOME = tempfile.mkdtemp(prefix="whatif-tests-")
+    os.environ["HOME"] = _HOME
+    os.environ["XDG_CACHE_HOME"] = str(Path(_HOME) / ".cache")
+    os.environ["WANDB_MODE"] = "disabled"
+    os.environ["WANDB_SILENT"] = "true"
+    # Golden numbers and bit-equality hold on the CPU; ask for another platform to see how far they carry.
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if _HOME is not None:
+        shutil.rmtree(_HOME, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The root of the repository."""
+    return ROOT
+
+
+@pytest.fixture
+def tiny_config():
+    """A resolved config small enough for a test."""
+    from tests.tiny import tiny
+
+    return tiny()
