@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Literal
 
 import numpy as np
@@ -49,7 +48,7 @@ class ArmResult:
     name: str
     outcomes: Mapping[int, Outcome]
     learning_rate: float | None = None
-    curve: Mapping[float, Mapping[int, Outcome]] = MappingProxyType({})
+    curve: Mapping[float, Mapping[int, Outcome]] = dataclasses.field(default_factory=dict)
     edge: bool = False
 
     def mean(self, quantity: Quantity) -> float | None:
@@ -112,7 +111,7 @@ class Evidence:
     arms: tuple[ArmResult, ...] = ()
     trivial: float | None = None
     controls: tuple[Control, ...] = ()
-    points: Mapping[float, Mapping[int, float | None]] = MappingProxyType({})
+    points: Mapping[float, Mapping[int, float | None]] = dataclasses.field(default_factory=dict)
     claimed: float | None = None
     exact: ExactCheck | None = None
     formula: FormulaCheck | None = None

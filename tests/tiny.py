@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 from flax import nnx
 
-from transformer.config import resolve, schema
+from transformer.config import FieldInfo, resolve, schema
 from transformer.model import build, declare
 from transformer.model.initialization import path_name
 from transformer.schema import Config
@@ -20,13 +19,19 @@ OVERRIDES: dict[str, Any] = {
     "model.num_layers": 2,
     "model.attention.num_heads": 2,
     "model.vocab_size": VOCAB,
-    # Larger than the default, so that a narrow model's weights still shape its outputs.
+    # Larger than the default, so that a narrow model's weights shape its outputs.
     "model.init.std": 0.3,
     "data.sequence_length": LENGTH,
     "train.steps": 8,
     "train.batch_size": BATCH,
     "optimizer.warmup_steps": 2,
     "optimizer.learning_rate": 0.01,
+}
+
+# What an entry cannot be without.
+NEEDED: dict[tuple[str, Any], dict[str, Any]] = {
+    ("data.source", "text"): {"data.path": "somewhere.txt"},
+    ("data.source", "tfds"): {"data.tfds_name": "some_corpus"},
 }
 
 
@@ -47,6 +52,66 @@ def tiny(overrides: dict[str, Any] | None = None) -> Config:
     return resolve(nested({**OVERRIDES, **(overrides or {})}))
 
 
+def one_switch(*prefixes: str) -> list[dict[str, Any]]:
+    """Overrides that set one choice field under `prefixes` to an entry that is not its default, for every such entry:
+    a new entry joins the tests by being registered."""
+    return [
+        {info.path: kind, **NEEDED.get((info.path, kind), {})}
+        for info in schema()
+        if info.path.startswith(prefixes)
+        for kind in info.kinds
+        if kind != info.default
+    ]
+
+
+def label(overrides: dict[str, Any]) -> str:
+    """A test id."""
+    return ",".join(f"{path.removeprefix('model.')}={value}" for path, value in overrides.items()) or "default"
+
+
+# A second valid value of fields whose type alone does not tell one.
+OTHER: dict[str, Any] = {
+    "init_seed": 7,
+    "data_seed": 7,
+    "model.d_model": 24,
+    "model.attention.num_heads": 4,
+    "model.attention.head_dim": 6,
+    "model.position.max_length": 9,
+    "model.dropout": 0.5,
+    "model.residual.attention.branch_gain": "learned_zero",
+    "model.vocab_size": 13,
+    "train.accumulate": 2,
+    "optimizer.warmup_steps": 3,
+}
+
+
+def other_value(info: FieldInfo, base: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Overrides that give one field a value other than it has in `base`, with the kind that reads the field."""
+    current = {**OVERRIDES, **(base or {})}.get(info.path, info.default)
+    needed: dict[str, Any] = {}
+    if info.used_by:
+        path, kinds = info.used_by.split(" or ")[0].split("=")
+        needed = {path: kinds.split("|")[0]}
+        needed.update(NEEDED.get((path, needed[path]), {}))
+    if info.path in OTHER:
+        value = OTHER[info.path]
+    elif info.kinds:
+        value = next(kind for kind in (*info.kinds[1:], info.kinds[0]) if kind != current)
+        needed.update(NEEDED.get((info.path, value), {}))
+    elif isinstance(current, bool):
+        value = not current
+    elif isinstance(current, int):
+        value = current + 1
+    elif isinstance(current, float):
+        value = current / 2 if current else 0.25
+    elif isinstance(current, tuple):
+        value = ("tag",)
+    else:
+        value = "another"
+    assert value != current, f"{info.path} needs another value in OTHER"
+    return {**needed, info.path: value}
+
+
 def tokens(batch: int = 2, length: int = LENGTH, seed: int = 0) -> np.ndarray:
     """Random token ids [batch, length]."""
     return np.random.default_rng(seed).integers(0, VOCAB, (batch, length), dtype=np.int32)
@@ -62,33 +127,16 @@ def named(tree: Any) -> dict[str, Any]:
     return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
-def params_of(model: nnx.Module) -> dict[str, np.ndarray]:
-    """The parameters of a model as arrays, by dotted name."""
+def initial(config: Config, seed: int | None = None) -> dict[str, np.ndarray]:
+    """The initial weights of a config as arrays, by dotted name."""
+    model = build(config, seed=seed)
     return {
         name: np.asarray(leaf) for name, leaf in named(nnx.to_pure_dict(nnx.state(model, nnx.Param))).items()
     }
 
 
-def declared(config: Config) -> dict[str, tuple[tuple[int, ...], str, str]]:
-    """(shape, dtype, role) of every parameter of a config, by dotted name; nothing is drawn."""
+def declared(config: Config) -> dict[str, tuple[tuple[int, ...], str]]:
+    """(shape, role) of every parameter of a config, by dotted name; nothing is drawn."""
     state = nnx.state(declare(config), nnx.Param)
     leaves = jax.tree_util.tree_leaves_with_path(state, is_leaf=lambda x: isinstance(x, nnx.Variable))
-    return {
-        path_name(path): (
-            variable.get_value().shape,
-            config.numerics.param_dtype,
-            variable.get_metadata()["role"],
-        )
-        for path, variable in leaves
-    }
-
-
-def variants(*prefixes: str, skip: Callable[[str, str], bool] = lambda path, kind: False) -> list[Any]:
-    """Every (path, kind) of the choice fields under `prefixes`: new entries join the tests by being registered."""
-    return [
-        (info.path, kind)
-        for info in schema()
-        if info.path.startswith(prefixes)
-        for kind in info.kinds
-        if not skip(info.path, kind)
-    ]
+    return {path_name(path): (variable.get_value().shape, variable.role) for path, variable in leaves}

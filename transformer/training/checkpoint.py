@@ -131,7 +131,9 @@ class Checkpoints:
             self._worker.shutdown()
             self._discard_checkpointer()
 
-    def _write(self, step: int, arrays: dict[str, np.ndarray], metadata: dict[str, Any], metric: float | None) -> None:
+    def _write(
+        self, step: int, arrays: dict[str, np.ndarray], metadata: dict[str, Any], metric: float | None
+    ) -> None:
         """The background half of `save`; all use of the Orbax checkpointer is on this one thread."""
         record = _make_record(step, arrays, metadata, metric)
         try:
@@ -226,7 +228,8 @@ class Checkpoints:
                 )
                 continue
             leaves = [
-                jax.device_put(arrays[path], getattr(leaf, "sharding", None)) for path, leaf in abstract.items()
+                jax.device_put(arrays[path], getattr(leaf, "sharding", None))
+                for path, leaf in abstract.items()
             ]
             state = jax.tree.unflatten(jax.tree.structure(abstract_state), leaves)
             return Restored(step, state, record["metadata"])
@@ -244,7 +247,9 @@ class Checkpoints:
         """Committed steps, ascending: a save in progress and a damaged folder set aside have longer names."""
         if not self.directory.is_dir():
             return []
-        return sorted(int(path.name) for path in self.directory.iterdir() if re.fullmatch(r"0|[1-9]\d*", path.name))
+        return sorted(
+            int(path.name) for path in self.directory.iterdir() if re.fullmatch(r"0|[1-9]\d*", path.name)
+        )
 
     def _stored_metrics(self) -> dict[int, float | None]:
         """The metric of every checkpoint whose record is intact."""
@@ -309,7 +314,9 @@ def _by_path(tree: Any) -> dict[str, Any]:
 # --- the record --------------------------------------------------------------------------------------------------
 
 
-def _make_record(step: int, arrays: dict[str, np.ndarray], metadata: dict[str, Any], metric: float | None) -> Record:
+def _make_record(
+    step: int, arrays: dict[str, np.ndarray], metadata: dict[str, Any], metric: float | None
+) -> Record:
     described = {path: _describe(arrays[path]) for path in sorted(arrays)}
     record = {"step": step, "metric": metric, "metadata": metadata, "arrays": described}
     return {**record, "sha256": _digest_of_record(record)}

@@ -26,7 +26,7 @@ from transformer.training.console_sink import ConsoleSink
 from transformer.training.interrupts import PREEMPTED, STOPPED_BY_USER, Interrupts
 from transformer.training.jsonfiles import read_json, write_json
 from transformer.training.loop import Diverged, Loop, Progress
-from transformer.training.run_directory import RunDirectory
+from transformer.training.run_directory import RunDirectory, read_config
 from transformer.training.sinks import RunInfo, Sink, Sinks
 from transformer.training.step import Program, TrainState, flat_state, unflat_state
 

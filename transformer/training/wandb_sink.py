@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import html
 import os
 import queue
@@ -23,6 +25,7 @@ _INIT_TIMEOUT = 10.0  # seconds wandb may look for its server
 _FINISH_TIMEOUT = 10.0  # seconds it may go on uploading at the end; what is left stays on disk
 _PATIENCE = 60.0  # seconds a single call may take before wandb counts as hanging
 _CLOSE_TIMEOUT = 20.0  # seconds the end of a run may wait for it
+_EXIT_TIMEOUT = 5.0  # seconds the end of the process may wait for it
 _CLOSE_SILENTLY = 3.0  # of these, how many pass before the user is told why
 
 _FROM_ENVIRONMENT = {  # values of WANDB_MODE; the second of each pair is wandb's older name
@@ -156,7 +159,10 @@ class WandbSink:
     def _work(self, info: RunInfo) -> None:
         method = ""
         try:
-            run = self._init(info)
+            try:
+                run = self._init(info)
+            finally:
+                _bound_exit()
             while method != "close":
                 self._busy_since = None
                 method, arguments = self._calls.get()
@@ -196,7 +202,11 @@ class WandbSink:
             config={**info.config, "config_hash": info.hash},
             dir=str(info.workdir),
             settings=wandb.Settings(
-                console="off", silent=True, init_timeout=_INIT_TIMEOUT, finish_timeout=_FINISH_TIMEOUT
+                console="off",
+                silent=True,
+                init_timeout=_INIT_TIMEOUT,
+                finish_timeout=_FINISH_TIMEOUT,
+                finish_timeout_raises=True,
             ),
         )
         run.define_metric("*", step_metric="step")
@@ -227,7 +237,26 @@ class WandbSink:
 
     def _close(self, run: Any, state: str, summary: Mapping[str, Any]) -> None:
         run.summary.update({"state": state, **{f"final/{name}": value for name, value in summary.items()}})
-        run.finish(exit_code=_EXIT_CODES.get(state, 1))
+        try:
+            run.finish(exit_code=_EXIT_CODES.get(state, 1))
+        except TimeoutError:
+            self._say(f"wandb: could not send everything; publish later with: wandb sync {self._record}")
+
+
+@functools.cache
+def _bound_exit() -> None:
+    """Has the process end without waiting long for wandb, whose own exit hook waits as long as a server is silent.
+
+    Hooks run last in, first out: this must follow the one that wandb sets when it starts its service.
+    """
+    import wandb
+
+    def leave() -> None:
+        teardown = threading.Thread(target=wandb.teardown, daemon=True)
+        teardown.start()
+        teardown.join(_EXIT_TIMEOUT)
+
+    atexit.register(leave)
 
 
 def _named(row: Mapping[str, Any]) -> dict[str, Any]:

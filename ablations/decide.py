@@ -1,0 +1,334 @@
+"""The verdict table: from an analysis and its adjusted p values to supported, refuted, mixed or inconclusive.
+
+One function per claim type. What makes a verdict void whatever the numbers say (a failed control, too few seeds, an
+undeclared difference) is the second half.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Literal
+
+from ablations.analyses.catastrophe import minimum_gap
+from ablations.analyses.common import ALPHA, Analysis, Significance
+from ablations.analyses.trend import SLOPE_MARGIN
+from ablations.evidence import QUANTITIES, ArmResult, Evidence, Setting
+from ablations.power import equivalence_seeds_needed, seeds_needed
+from ablations.schema import Contrast
+
+Verdict = Literal["supported", "refuted", "mixed", "inconclusive"]
+LOST, KEPT = 0.25, 0.75  # recovered fractions below and above which a part is essential, or dispensable
+MATCHED_WITHIN = 0.01
+SEEDS_IN_REACH = 64  # asking for more than this is no remedy
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """What the numbers alone say.
+
+    Attributes:
+      verdict: one of the four.
+      label: the verdict with its shade, such as "supported, negligible".
+      reason: one clause for the sentence.
+      remedy: what would settle an inconclusive one.
+      significant: some test of the contrast rejected its null hypothesis after adjustment.
+    """
+
+    verdict: Verdict
+    label: str
+    reason: str
+    remedy: str = ""
+    significant: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Adjusted:
+    """Holm-adjusted p values of a contrast, over claims and conditions of its config."""
+
+    primary: float
+    counter: float
+
+
+def passes(test: Significance, adjusted: float) -> bool:
+    """The adjusted p is at most 0.05 and the exact partner agrees at 0.05.
+
+    The partner is a check on the normal assumption, not a second decision, so it is not adjusted: with 8 pairs it
+    cannot go below 0.0078, and a config of seven claims could never be decided. Measured, this keeps the family-wise
+    error at 4 to 5%; adjusting both would push it to 3% (`calibration.rule_rates`).
+    """
+    return adjusted <= ALPHA and test.exact <= ALPHA
+
+
+def _inconclusive(reason: str, remedy: str) -> Finding:
+    return Finding("inconclusive", "inconclusive", reason, remedy)
+
+
+def _disagreement(test: Significance) -> Finding:
+    return _inconclusive(
+        f"the t test and the exact sign-flip test disagree (p = {test.p:.3g} and {test.exact:.3g})",
+        "run more test seeds, and look for one seed that carries the difference",
+    )
+
+
+def _not_after_holm(p: float, adjusted: float) -> Finding:
+    return _inconclusive(
+        f"significant alone (p = {p:.3g}) but not among the claims of this config (Holm p = {adjusted:.3g})",
+        "run more test seeds, or register fewer contrasts",
+    )
+
+
+def _more_seeds(contrast: Contrast, analysis: Analysis, count: Callable[[float], int]) -> str:
+    """How many pairs would settle a difference the size of the margin, or that no affordable number would."""
+    if not analysis.sd:
+        return "run more test seeds"
+    needed = max(count(contrast.margin / analysis.sd), 2)
+    if needed > SEEDS_IN_REACH:
+        return (
+            f"{needed} paired seeds would be needed for a margin of {contrast.margin:g}: "
+            "decide on a mechanism task, or register a wider margin"
+        )
+    return f"about {max(needed, 2 * analysis.n if needed <= analysis.n else needed)} paired seeds would settle it"
+
+
+def superiority(contrast: Contrast, evidence: Evidence, a: Analysis, adjusted: Adjusted) -> Finding:
+    """A difference in the claimed direction, at least the margin; refuted by the reverse or by equivalence."""
+    if not a.primary.agree:
+        return _disagreement(a.primary)
+    if passes(a.primary, adjusted.primary):
+        if a.effect < 0:
+            return Finding("refuted", "refuted, reversed", "the difference is the other way", significant=True)
+        if a.effect < contrast.margin:
+            return Finding(
+                "mixed",
+                "supported, negligible",
+                f"the difference is real but below the margin of {contrast.margin:g}",
+                significant=True,
+            )
+        return Finding("supported", "supported", "the difference is as claimed", significant=True)
+    if a.primary.p > ALPHA and passes(a.counter, adjusted.counter):
+        return Finding(
+            "refuted",
+            "refuted, no practical difference",
+            f"the 90% interval lies inside the margin of {contrast.margin:g}",
+        )
+    if a.primary.p <= ALPHA:
+        return _not_after_holm(a.primary.p, adjusted.primary)
+    return _inconclusive("no difference shown, and none ruled out", _more_seeds(contrast, a, seeds_needed))
+
+
+def equivalence(contrast: Contrast, evidence: Evidence, a: Analysis, adjusted: Adjusted) -> Finding:
+    """The 90% interval inside the margin; refuted by a 95% interval outside it."""
+    if passes(a.primary, adjusted.primary):
+        reason = f"the 90% interval lies inside the margin of {contrast.margin:g}"
+        return Finding("supported", "supported", reason, significant=True)
+    if passes(a.counter, adjusted.counter):
+        reason = f"the difference is beyond the margin of {contrast.margin:g}"
+        return Finding("refuted", "refuted, different", reason, significant=True)
+    for test, level in ((a.primary, adjusted.primary), (a.counter, adjusted.counter)):
+        if not test.agree:
+            return _disagreement(test)
+        if test.p <= ALPHA:
+            return _not_after_holm(test.p, level)
+    return _inconclusive(
+        f"neither inside nor outside the margin of {contrast.margin:g}",
+        _more_seeds(contrast, a, equivalence_seeds_needed),
+    )
+
+
+def catastrophe(contrast: Contrast, evidence: Evidence, a: Analysis, adjusted: Adjusted) -> Finding:
+    """Recovered fraction below 1/4 and significantly below 1/2, or above 3/4 and above 1/2, or in between."""
+    essential = contrast.expect != "better"  # else the claim is that the part is dispensable
+    lost, lost_p = (a.primary, adjusted.primary) if essential else (a.counter, adjusted.counter)
+    kept, kept_p = (a.counter, adjusted.counter) if essential else (a.primary, adjusted.primary)
+    if a.effect < LOST and passes(lost, lost_p):
+        reason = "less than a quarter of what the baseline learned is left"
+        return _either_way(essential, reason)
+    if a.effect > KEPT and passes(kept, kept_p):
+        reason = "more than three quarters of what the baseline learned is left"
+        return _either_way(not essential, reason)
+    if LOST <= a.effect <= KEPT and a.interval95 and 0 < a.interval95[0] and a.interval95[1] < 1:
+        return Finding("mixed", "mixed, partly lost", "part of what the baseline learned is left", significant=True)
+    for test, level in ((lost, lost_p), (kept, kept_p)):
+        if not test.agree:
+            return _disagreement(test)
+        if test.p <= ALPHA < level:
+            return _not_after_holm(test.p, level)
+    return _inconclusive("the recovered fraction is too uncertain", "run more test seeds")
+
+
+def _either_way(claim_holds: bool, reason: str) -> Finding:
+    verdict: Verdict = "supported" if claim_holds else "refuted"
+    return Finding(verdict, verdict, reason, significant=True)
+
+
+def stability(contrast: Contrast, evidence: Evidence, a: Analysis, adjusted: Adjusted) -> Finding:
+    """Sensitivity ratio above 1.5 or a divergence-rate difference; refuted by the reverse or by a ratio near 1."""
+    if not a.primary.agree:
+        return _disagreement(a.primary)
+    if passes(a.primary, adjusted.primary):
+        if a.effect < 0:
+            return Finding("refuted", "refuted, reversed", "the other arm is the less stable one", significant=True)
+        return Finding("supported", "supported", "the stability differs as claimed", significant=True)
+    if a.primary.p <= ALPHA:
+        return _not_after_holm(a.primary.p, adjusted.primary)
+    if passes(a.counter, adjusted.counter):
+        reason = "learning-rate sensitivities within 0.8 to 1.25 of each other, no difference in divergences"
+        return Finding("refuted", "refuted, equally stable", reason, significant=True)
+    return _inconclusive(
+        "neither sensitivities nor divergence rates settle it", "run the whole learning-rate grid on more seeds"
+    )
+
+
+def slope(contrast: Contrast, evidence: Evidence, a: Analysis, adjusted: Adjusted) -> Finding:
+    """The 95% interval holds the claimed exponent and is narrow; refuted when it excludes it."""
+    low, high = a.interval95 or (float("-inf"), float("inf"))
+    if a.counter.p <= ALPHA:
+        if not a.counter.agree:
+            return _disagreement(a.counter)
+        if not passes(a.counter, adjusted.counter):
+            return _not_after_holm(a.counter.p, adjusted.counter)
+        reason = f"the exponent is {a.estimate:.3f}, not {evidence.claimed:g}"
+        return Finding("refuted", "refuted", reason, significant=True)
+    if (high - low) / 2 < SLOPE_MARGIN and passes(a.primary, adjusted.primary):
+        reason = f"the interval holds the claimed exponent {evidence.claimed:g} and is narrow"
+        return Finding("supported", "supported", reason, significant=True)
+    return _inconclusive(
+        f"the interval does not pin the exponent within {SLOPE_MARGIN:g} of {evidence.claimed:g}",
+        "measure more sizes, over a wider range, or more seeds",
+    )
+
+
+def ordering(contrast: Contrast, evidence: Evidence, a: Analysis, adjusted: Adjusted) -> Finding:
+    """A significant trend with no step reversed; refuted by a significant reversal; mixed otherwise."""
+    if passes(a.counter, adjusted.counter):
+        reason = "two neighbouring arms, or the whole trend, are the other way round"
+        return Finding("refuted", "refuted, reversed", reason, significant=True)
+    trend = passes(a.primary, adjusted.primary)
+    reversed_steps = sum(step < 0 for step in a.steps)
+    if trend and not reversed_steps:
+        return Finding("supported", "supported", "the arms follow the claimed order", significant=True)
+    reason = f"{reversed_steps} of {len(a.steps)} neighbouring steps are reversed" if trend else "no clear trend"
+    return Finding("mixed", "mixed", reason, _more_seeds(contrast, a, seeds_needed), significant=trend)
+
+
+def exact(contrast: Contrast, evidence: Evidence) -> Finding:
+    """All properties hold and the sabotaged variant is caught; refuted by a counter-example."""
+    check = evidence.exact
+    if check is None:
+        return _inconclusive(f"the check {contrast.check!r} has not been run", "run it")
+    if not check.passed:
+        return Finding("refuted", "refuted", f"counter-example: {check.counterexample or 'not recorded'}")
+    if not check.sabotage_caught:
+        what = "not run" if check.sabotage_caught is None else "not caught"
+        return _inconclusive(
+            f"the properties hold, but the sabotaged variant was {what}", "show that the check can fail"
+        )
+    return Finding("supported", "supported", "every property holds and the sabotaged variant is caught")
+
+
+def formula(contrast: Contrast, evidence: Evidence) -> Finding:
+    """The measured number within the stated rounding; else the corrected value is printed."""
+    check = evidence.formula
+    if check is None:
+        return _inconclusive(f"the formula {contrast.check!r} has not been evaluated", "run it")
+    values = f"claimed {check.claimed:g}, measured {check.measured:.6g}{check.unit and ' ' + check.unit}"
+    if abs(check.measured - check.claimed) <= check.tolerance:
+        return Finding("supported", "supported", f"{values}, within {check.tolerance:g}")
+    return Finding("refuted", "refuted", f"{values}: the corrected value is {check.measured:.6g}")
+
+
+RULES: dict[str, Callable[[Contrast, Evidence, Analysis, Adjusted], Finding]] = {
+    "superiority": superiority,
+    "equivalence": equivalence,
+    "catastrophe": catastrophe,
+    "stability": stability,
+    "slope": slope,
+    "ordering": ordering,
+}
+CHECKS: dict[str, Callable[[Contrast, Evidence], Finding]] = {"exact": exact, "formula": formula}
+
+
+@dataclasses.dataclass(frozen=True)
+class Downgrade:
+    """Why a verdict is void, and what would make it valid."""
+
+    reason: str
+    remedy: str
+
+
+def downgrades(
+    contrast: Contrast, evidence: Evidence, analysis: Analysis | None, finding: Finding, setting: Setting
+) -> tuple[Downgrade, ...]:
+    """Everything that turns the finding into "inconclusive"; `analysis` is None for exact and formula claims."""
+    found = []
+    if not setting.verdicts:
+        found.append(Downgrade(f"the {setting.profile} profile gives no verdicts", "run a larger profile"))
+    if analysis is None:
+        return tuple(found)
+    found += _failed_controls(contrast, evidence)
+    for arm in evidence.compared:
+        if arm.edge:
+            found.append(
+                Downgrade(f"the best learning rate of {arm.name} is at the edge of its grid", "extend the grid")
+            )
+    needed = setting.min_seeds if setting.min_seeds is not None else contrast.min_seeds
+    if analysis.n < needed:
+        found.append(Downgrade(f"{analysis.n} of {needed} declared seeds", "run the missing test seeds"))
+    found += _mismatches(evidence, setting)
+    if analysis.detectable is not None and not finding.significant and analysis.detectable > contrast.margin:
+        found.append(
+            Downgrade(
+                f"only differences of {analysis.detectable:.3g} could be detected, the margin is {contrast.margin:g}",
+                finding.remedy or _more_seeds(contrast, analysis, seeds_needed),
+            )
+        )
+    return tuple(found)
+
+
+def _failed_controls(contrast: Contrast, evidence: Evidence) -> list[Downgrade]:
+    failed = [
+        Downgrade(
+            f"the baseline fails its positive control {control.name}" + (f" ({control.detail})" * bool(control.detail)),
+            "train the baseline longer, or on an easier task",
+        )
+        for control in evidence.controls
+        if not control.passed
+    ]
+    if evidence.trivial is not None and evidence.base is not None:
+        gap = _gap(contrast, evidence.base, evidence.trivial)
+        needed = minimum_gap(contrast) if contrast.type == "catastrophe" else 0.0
+        if gap is None or gap <= needed:
+            shown = "diverged in every run" if gap is None else f"beats the trivial predictor by {gap:.3g}"
+            failed.append(
+                Downgrade(f"the baseline {shown}, needed is more than {needed:g}", "train the baseline longer")
+            )
+    return failed
+
+
+def _gap(contrast: Contrast, base: ArmResult, trivial: float) -> float | None:
+    """How much better than the trivial predictor the baseline's finite runs are on average."""
+    values = [outcome.value for outcome in base.outcomes.values() if outcome.value is not None]
+    if not values:
+        return None
+    mean = sum(values) / len(values)
+    return trivial - mean if contrast.better == "lower" else mean - trivial
+
+
+def _mismatches(evidence: Evidence, setting: Setting) -> list[Downgrade]:
+    found = []
+    *others, reference = evidence.compared or (None,)
+    for quantity in QUANTITIES:
+        if quantity in setting.may_differ or reference is None:
+            continue
+        for arm in others:
+            ours, theirs = arm.mean(quantity), reference.mean(quantity)
+            if ours is None or theirs is None or abs(ours - theirs) <= MATCHED_WITHIN * abs(theirs):
+                continue
+            found.append(
+                Downgrade(
+                    f"{arm.name} has {ours:.4g} {quantity} against {theirs:.4g} of {reference.name}, undeclared",
+                    f"match the {quantity}, or declare that they differ",
+                )
+            )
+    return found

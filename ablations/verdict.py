@@ -1,0 +1,264 @@
+"""Verdicts: contrasts registered before any run, evidence from the runs, Holm over all of them, and a sentence each.
+
+`judge_all` is the engine; `judge` is its family of one; `overall` joins the conditions of a claim.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from ablations.analyses import ANALYSES, analyse
+from ablations.analyses.common import Analysis
+from ablations.decide import CHECKS, RULES, Adjusted, Downgrade, Finding, Verdict, downgrades
+from ablations.evidence import Evidence, Setting
+from ablations.schema import Contrast
+from ablations.statistics import Interval, benjamini_hochberg, holm
+
+DEFAULT_CONDITION = "default"
+
+
+@dataclasses.dataclass(frozen=True)
+class Decision:
+    """The verdict on one contrast under one condition.
+
+    Attributes:
+      verdict, label: one of four words, and the same with its shade.
+      reason, remedy: why, and what would settle it when it is inconclusive.
+      p: of the registered test, unadjusted; None for checks and for what has not been run.
+      p_adjusted, q: the same after Holm (decides) and after Benjamini-Hochberg (shown beside), within the config.
+      counter_p, counter_p_adjusted: of the test that can refute the claim (see `Analysis.counter`).
+      estimate, interval90, interval95, n: see `Analysis`; raw intervals, never adjusted.
+      downgrades: what made a verdict void.
+      analysis: all numbers; None for exact and formula claims.
+    """
+
+    contrast: Contrast
+    condition: str
+    setting: Setting
+    verdict: Verdict
+    label: str
+    reason: str
+    remedy: str
+    p: float | None = None
+    p_adjusted: float | None = None
+    q: float | None = None
+    counter_p: float | None = None
+    counter_p_adjusted: float | None = None
+    estimate: float | None = None
+    interval90: Interval | None = None
+    interval95: Interval | None = None
+    n: int = 0
+    downgrades: tuple[Downgrade, ...] = ()
+    analysis: Analysis | None = None
+
+    @property
+    def subject(self) -> str:
+        """What was compared, in words."""
+        contrast = self.contrast
+        if contrast.type in CHECKS:
+            return contrast.check
+        if contrast.type == "ordering":
+            names = " > ".join(contrast.arms) if contrast.expect != "worse" else " < ".join(contrast.arms)
+            return f"{names} on {contrast.metric}"
+        return f"{contrast.test} against {contrast.base} on {contrast.metric}"
+
+    @property
+    def scope(self) -> str:
+        """The comparison and its condition, for lists of where a claim holds."""
+        return self.subject if self.condition == DEFAULT_CONDITION else f"{self.subject}, {self.condition}"
+
+    @property
+    def numbers(self) -> str:
+        """Estimate, interval, seeds, p and divergences; empty when nothing was inferred."""
+        return _numbers(self)
+
+    @property
+    def sentence(self) -> str:
+        """The verdict as one sentence that names profile and scale."""
+        parts = [
+            f"At {self.setting.profile} scale ({self.setting.scale}), {self.scope}: {self.label}",
+            self.numbers,
+            self.reason,
+            f"to settle it: {self.remedy}" if self.remedy and self.verdict == "inconclusive" else "",
+        ]
+        return "; ".join(part for part in parts if part) + "."
+
+
+ESTIMATE_NAMES = {
+    "superiority": "difference",
+    "equivalence": "difference",
+    "catastrophe": "recovered fraction",
+    "stability": "sensitivity ratio",
+    "slope": "exponent",
+    "ordering": "first against last",
+}
+
+
+def _numbers(decision: Decision) -> str:
+    a, contrast = decision.analysis, decision.contrast
+    if a is None or a.missing:
+        return ""
+    signed = "+" if ESTIMATE_NAMES[contrast.type] in ("difference", "first against last") else ""
+    parts = []
+    if a.estimate is not None:
+        text = f"{ESTIMATE_NAMES[contrast.type]} {a.estimate:{signed}.4g}"
+        if a.interval95:
+            text += f" [{a.interval95[0]:{signed}.4g}, {a.interval95[1]:{signed}.4g}]"
+        parts.append(text)
+    parts.append(f"{a.n} seeds, {a.method}, p = {decision.p:.3g}, Holm p = {decision.p_adjusted:.3g}")
+    if a.rates and a.rates.test + a.rates.base:
+        rates = a.rates
+        parts.append(
+            f"diverged {rates.test} of {rates.runs_test} against {rates.base} of {rates.runs_base} "
+            f"(Fisher p = {rates.p:.3g})"
+        )
+    if a.welch and a.rho is not None and a.rho <= 0:
+        low, high = a.welch.interval()
+        parts.append(
+            f"pairing did not help (correlation {a.rho:.2f}), Welch's interval is [{low:+.4g}, {high:+.4g}]"
+        )
+    return "; ".join(parts)
+
+
+def judge_all(
+    contrasts: Sequence[Contrast],
+    evidence: Mapping[tuple[str, str], Evidence],
+    setting: Setting,
+    conditions: Sequence[str] = (DEFAULT_CONDITION,),
+) -> list[Decision]:
+    """The verdict on every contrast under each of its conditions, adjusted together.
+
+    Holm (1979) runs over claim x condition, once for the p values of the claims and once for those against them: the
+    two null hypotheses of a contrast exclude each other. What has not been run yet counts as p = 1, so a verdict given
+    early can only be confirmed by what comes later. Exact and formula claims infer nothing and stay outside.
+
+    Args:
+      contrasts: all registered contrasts of one config.
+      evidence: (contrast.hash, condition) -> evidence; missing keys are "not run".
+      setting: profile, scale and declarations.
+      conditions: the config's conditions, for contrasts that name none.
+
+    Raises:
+      ConfigError: a contrast that needs a direction states none.
+    """
+    family = [(contrast, name) for contrast in contrasts for name in contrast.conditions or conditions]
+    found = [evidence.get((contrast.hash, name)) for contrast, name in family]
+    inferred = [i for i, (contrast, _) in enumerate(family) if contrast.type in ANALYSES]
+    analyses: dict[int, Analysis] = {}
+    for i in inferred:
+        known = found[i]
+        analyses[i] = Analysis(missing="not run", remedy="run it") if known is None else analyse(family[i][0], known)
+    primary = np.array([analyses[i].primary.p for i in inferred])
+    counter = np.array([analyses[i].counter.p for i in inferred])
+    columns = zip(inferred, holm(primary), holm(counter), benjamini_hochberg(primary), strict=True)
+    adjusted = {i: (Adjusted(float(p), float(against)), float(q)) for i, p, against, q in columns}
+    return [
+        _inferred(contrast, name, found[i] or Evidence(), setting, analyses[i], *adjusted[i])
+        if i in analyses
+        else _checked(contrast, name, found[i] or Evidence(), setting)
+        for i, (contrast, name) in enumerate(family)
+    ]
+
+
+def judge(
+    contrast: Contrast, evidence: Evidence, setting: Setting, condition: str = DEFAULT_CONDITION
+) -> Decision:
+    """One contrast under one condition on its own: `judge_all` with a family of one."""
+    return judge_all([contrast], {(contrast.hash, condition): evidence}, setting, [condition])[0]
+
+
+def _inferred(
+    contrast: Contrast,
+    condition: str,
+    evidence: Evidence,
+    setting: Setting,
+    analysis: Analysis,
+    adjusted: Adjusted,
+    q: float,
+) -> Decision:
+    if analysis.missing:
+        finding = Finding("inconclusive", "inconclusive", analysis.missing, analysis.remedy)
+        return dataclasses.replace(_decision(contrast, condition, setting, finding, ()), n=analysis.n, analysis=analysis)
+    finding = RULES[contrast.type](contrast, evidence, analysis, adjusted)
+    void = downgrades(contrast, evidence, analysis, finding, setting)
+    return dataclasses.replace(
+        _decision(contrast, condition, setting, finding, void),
+        p=analysis.primary.p,
+        p_adjusted=adjusted.primary,
+        q=q,
+        counter_p=analysis.counter.p,
+        counter_p_adjusted=adjusted.counter,
+        estimate=analysis.estimate,
+        interval90=analysis.interval90,
+        interval95=analysis.interval95,
+        n=analysis.n,
+        analysis=analysis,
+    )
+
+
+def _checked(contrast: Contrast, condition: str, evidence: Evidence, setting: Setting) -> Decision:
+    finding = CHECKS[contrast.type](contrast, evidence)
+    return _decision(contrast, condition, setting, finding, downgrades(contrast, evidence, None, finding, setting))
+
+
+def _decision(
+    contrast: Contrast, condition: str, setting: Setting, finding: Finding, void: tuple[Downgrade, ...]
+) -> Decision:
+    if void:
+        finding = Finding(
+            "inconclusive",
+            "inconclusive",
+            "; ".join(downgrade.reason for downgrade in void),
+            "; ".join(dict.fromkeys(downgrade.remedy for downgrade in void)),
+        )
+    return Decision(
+        contrast=contrast,
+        condition=condition,
+        setting=setting,
+        verdict=finding.verdict,
+        label=finding.label,
+        reason=finding.reason,
+        remedy=finding.remedy,
+        downgrades=void,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Overall:
+    """One verdict over several conditions, or several contrasts of one claim.
+
+    Attributes:
+      verdict: one of the four.
+      reason: where it holds and where not.
+      scopes: verdict -> the comparisons and conditions that gave it.
+      reduced: some of them were inconclusive, so the verdict covers only part of what was registered.
+    """
+
+    verdict: Verdict
+    reason: str
+    scopes: Mapping[Verdict, tuple[str, ...]]
+    reduced: bool
+
+
+def overall(decisions: Sequence[Decision]) -> Overall:
+    """All that were decided agree: that verdict; else mixed, with the list of where. Inconclusive ones reduce the scope.
+
+    Raises:
+      ValueError: no decisions.
+    """
+    if not decisions:
+        raise ValueError("An overall verdict needs at least one decision.")
+    scopes: dict[Verdict, tuple[str, ...]] = {}
+    for decision in decisions:
+        scopes[decision.verdict] = (*scopes.get(decision.verdict, ()), decision.scope)
+    decided = [verdict for verdict in scopes if verdict != "inconclusive"]
+    verdict: Verdict = "inconclusive" if not decided else decided[0] if len(decided) == 1 else "mixed"
+    reduced = bool(decided) and "inconclusive" in scopes
+    if len(scopes) == 1:
+        reason = decisions[0].reason if len(decisions) == 1 else f"{verdict} in all {len(decisions)} comparisons"
+    else:
+        reason = "; ".join(f"{name} for {', '.join(where)}" for name, where in scopes.items())
+    return Overall(verdict, reason, scopes, reduced)

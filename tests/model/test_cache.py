@@ -1,0 +1,76 @@
+"""Decoding with a cache gives the logits of the full forward pass, for every position scheme and way of feeding."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.tiny import LENGTH, label, one_switch, tiny, tokens
+from transformer.errors import UserError
+from transformer.model import build
+from transformer.model.cache import Cache
+
+ONE_BY_ONE = (1,) * LENGTH
+PIECES = {"one by one": ONE_BY_ONE, "prefill": (LENGTH - 2, 1, 1), "chunks": (3, 1, LENGTH - 4), "at once": (LENGTH,)}
+CAUSAL = [o for o in one_switch("model.") if o != {"model.attention.mask": "none"}]
+
+
+def check_cached_equals_full(
+    overrides: dict, pieces: tuple[int, ...], disturb: Callable[[Cache], Cache] = lambda cache: cache
+) -> None:
+    """Feeds the tokens in `pieces`; `disturb` is applied to the cache between them."""
+    model, window = build(tiny(overrides)), tokens()
+    cache, parts, start = model.empty_cache(len(window), LENGTH + 3), [], 0
+    for size in pieces:
+        logits, cache = model(window[:, start : start + size], cache=cache)
+        parts.append(logits)
+        start += size
+        if start < LENGTH:
+            cache = disturb(cache)
+    np.testing.assert_allclose(np.concatenate(parts, axis=1), model(window), atol=2e-5, rtol=2e-5)
+    assert int(cache.length) == LENGTH
+
+
+@pytest.mark.parametrize("overrides", [{}, *CAUSAL], ids=label)
+def test_one_by_one(overrides):
+    check_cached_equals_full(overrides, ONE_BY_ONE)
+
+
+@pytest.mark.parametrize("pieces", PIECES.values(), ids=PIECES)
+@pytest.mark.parametrize("kind", ["rope", "learned", "none"])
+def test_any_way_of_feeding(kind, pieces):
+    # Three slots are left over, so the learned table must know them too.
+    table = {"model.position.max_length": LENGTH + 3} if kind == "learned" else {}
+    check_cached_equals_full({"model.position.kind": kind, **table}, pieces)
+
+
+@pytest.mark.parametrize("kind", ["rope", "learned", "none"])
+def test_the_check_notices_a_shifted_position(kind):
+    def shift(cache):
+        return dataclasses.replace(cache, length=cache.length + (cache.length == 3))
+
+    with pytest.raises(AssertionError):
+        check_cached_equals_full({"model.position.kind": kind}, ONE_BY_ONE, shift)
+
+
+def test_the_check_notices_a_lost_key():
+    def lose(cache):
+        return dataclasses.replace(cache, keys=tuple(k.at[:, :, 0].set(0.0) for k in cache.keys))
+
+    with pytest.raises(AssertionError):
+        check_cached_equals_full({}, ONE_BY_ONE, lose)
+
+
+def test_a_cache_keeps_the_computed_dtype_and_its_capacity():
+    cache = build(tiny({"numerics.compute_dtype": "bfloat16"})).empty_cache(2, 5)
+    assert cache.capacity == 5 and len(cache.keys) == len(cache.values) == 2
+    assert all(x.dtype == jnp.bfloat16 and x.shape == (2, 2, 5, 8) for x in cache.keys + cache.values)
+
+
+def test_no_cache_where_tokens_see_the_future():
+    with pytest.raises(UserError, match=r"model\.attention\.mask=none .* not exact"):
+        build(tiny({"model.attention.mask": "none"})).empty_cache(1, 4)

@@ -1,0 +1,54 @@
+"""No prediction may depend on what it is asked to predict. Checked by gradient, for every variant."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.tiny import label, one_switch, tiny, tokens
+from transformer.model import build
+from transformer.model.taps import replace
+
+LENGTH = 6
+
+
+def influence(overrides: dict) -> np.ndarray:
+    """[t, s]: the largest |d loss[t] / d embedding[s]| of the model at its initial weights."""
+    config = tiny(overrides)
+    model, window = build(config), tokens(1, LENGTH + 1)
+
+    def losses_T(shift_TD):
+        logits_BTV = replace(model, embedding=lambda x: x + shift_TD)(window[:, :-1])
+        log_p_TV = jax.nn.log_softmax(logits_BTV[0])
+        return -log_p_TV[jnp.arange(LENGTH), window[0, 1:]]
+
+    _, pull_back = jax.vjp(losses_T, jnp.zeros((LENGTH, config.model.d_model)))
+    rows = [np.abs(pull_back(row)[0]).max(axis=-1) for row in jnp.eye(LENGTH)]
+    return np.stack(rows)
+
+
+def check_causal(influence_TS: np.ndarray) -> None:
+    """Exactly nothing comes from the future, and something from every token up to the present."""
+    future = np.triu(np.ones_like(influence_TS, bool), k=1)
+    assert np.all(influence_TS[future] == 0.0), f"the future leaks:\n{influence_TS}"
+    assert np.all(influence_TS[~future] > 0.0), f"the past is lost:\n{influence_TS}"
+
+
+SEES_THE_FUTURE = {"model.attention.mask": "none"}
+
+
+@pytest.mark.parametrize("overrides", [{}, *one_switch("model.")], ids=label)
+def test_causal_by_gradient(overrides):
+    if overrides == SEES_THE_FUTURE:
+        with pytest.raises(AssertionError, match="the future leaks"):
+            check_causal(influence(overrides))
+    else:
+        check_causal(influence(overrides))
+
+
+def test_the_check_notices_a_lost_past():
+    lost = {"model.residual.attention.branch_gain": 0.0}  # tokens no longer see each other
+    with pytest.raises(AssertionError, match="the past is lost"):
+        check_causal(influence(lost))

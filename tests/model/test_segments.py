@@ -1,0 +1,62 @@
+"""Packing documents into one row, and padding one, changes no logit of any document."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tests.tiny import VOCAB, label, one_switch, tiny, tokens
+from transformer.model import build
+
+LENGTHS = (3, 5)
+VARIANTS = [{}, *one_switch("model.")]
+FIRST, SECOND = tokens(1, LENGTHS[0], seed=1), tokens(1, LENGTHS[1], seed=2)
+PACKED = np.concatenate([FIRST, SECOND], axis=1)
+SEGMENTS = np.repeat([[1, 2]], LENGTHS, axis=1).astype(np.int32)
+POSITIONS = np.concatenate([np.arange(n) for n in LENGTHS])[None].astype(np.int32)
+
+
+def check_packed(overrides: dict, segments: np.ndarray) -> None:
+    model = build(tiny(overrides))
+    packed = model(PACKED, segments_BT=segments, positions_BT=POSITIONS)
+    alone = np.concatenate([model(FIRST), model(SECOND)], axis=1)
+    np.testing.assert_allclose(packed, alone, atol=2e-5, rtol=2e-5)
+
+
+def check_padding(overrides: dict, pad_segment: int) -> None:
+    """Padding before or after is not seen, whatever tokens stand there."""
+    model = build(tiny(overrides))
+    pad = np.full((1, 3), VOCAB - 1, np.int32)
+    n = LENGTHS[1]
+    for before in (True, False):
+        row = np.concatenate([pad, SECOND] if before else [SECOND, pad], axis=1)
+        real = np.arange(3, 3 + n) if before else np.arange(n)
+        segments, positions = np.full(row.shape, pad_segment, np.int32), np.zeros(row.shape, np.int32)
+        segments[:, real], positions[:, real] = 1, np.arange(n)
+        padded = np.asarray(model(row, segments_BT=segments, positions_BT=positions))
+        assert np.isfinite(padded).all()
+        np.testing.assert_allclose(padded[:, real], model(SECOND), atol=2e-5, rtol=2e-5)
+
+
+@pytest.mark.parametrize("overrides", VARIANTS, ids=label)
+def test_packed_documents_do_not_see_each_other(overrides):
+    check_packed(overrides, SEGMENTS)
+
+
+@pytest.mark.parametrize("overrides", VARIANTS, ids=label)
+def test_padding_changes_nothing(overrides):
+    check_padding(overrides, 0)
+
+
+def test_the_checks_notice_missing_segments():
+    with pytest.raises(AssertionError):
+        check_packed({}, np.ones_like(SEGMENTS))
+    with pytest.raises(AssertionError):
+        check_padding({}, 1)
+
+
+def test_default_positions_count_through_the_row():
+    model = build(tiny({"model.position.kind": "learned"}))
+    explicit = model(PACKED, positions_BT=np.arange(PACKED.shape[1], dtype=np.int32)[None])
+    np.testing.assert_array_equal(model(PACKED), explicit)
+    assert not np.allclose(model(PACKED), model(PACKED, positions_BT=POSITIONS), atol=1e-3)
