@@ -29,18 +29,18 @@ def main() -> int:
     import jax
 
     from transformer.inference.checks import CHECKS as REGISTRY
-    from transformer.inference.checks import open_data
+    from transformer.inference.checks import open_subject
     from transformer.inference.show import show
     from transformer.training.jsonfiles import write_json
     from transformer.training.run import load
 
     entries = [REGISTRY[name] for name in CHECKS.value]
     run = load(WORKDIR.value, CHECKPOINT.value)
-    dataset = open_data(run, SPLIT.value)
+    subject = open_subject(run, SPLIT.value)
     results = {}
     with jax.default_matmul_precision(run.config.numerics.matmul_precision):
         for entry in entries:
-            results[entry.name] = entry.build(run, dataset, SPLIT.value)
+            results[entry.name] = entry.build(subject)
             show(entry.name, results[entry.name])
     path = Path(WORKDIR.value) / "eval.json"
     write_json(path, {"step": run.step, "split": SPLIT.value, "checkpoint": CHECKPOINT.value, **results})

@@ -34,7 +34,9 @@ def main() -> int:
     from transformer.training.run import train
     from transformer.training.run_directory import default_path
 
-    workdir = Path(WORKDIR.value) if WORKDIR.value else default_path(chosen.config, f"{chosen.name}:{chosen.arm}")
+    workdir = (
+        Path(WORKDIR.value) if WORKDIR.value else default_path(chosen.config, f"{chosen.name}:{chosen.arm}")
+    )
     outcome = train(chosen.config, workdir, name=chosen.name, arm=chosen.arm, quiet=QUIET.value)
     if not QUIET.value:
         numbers = {

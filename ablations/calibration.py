@@ -1,7 +1,8 @@
 """Does the verdict engine keep its promises? Simulated families of arms whose truth is known.
 
-A family is what one config registers: several contrasts, each with paired seeds, judged together. Baseline and arm
-share a part of their noise, which gives the correlation rho that common batches and initial weights give real runs.
+A family is what one config registers: several contrasts, each with paired seeds, judged together. Baseline
+and arm share a part of their noise, which gives the correlation rho that common batches and initial weights
+give real runs.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import numpy.typing as npt
 from ablations.analyses.common import ALPHA
 from ablations.evidence import ArmResult, Evidence, Outcome, Setting
 from ablations.schema import Contrast
-from ablations.statistics import holm, paired, sign_flip, welch
+from ablations.statistics import Values, holm, paired, sign_flip, welch
 from ablations.verdict import Decision, judge_all
 
 FAMILIES = 2000
@@ -49,13 +50,12 @@ def draw(
     return world.level + world.effect + world.sigma * test, world.level + world.sigma * other
 
 
-def as_evidence(test: Sequence[float], base: Sequence[float]) -> Evidence:
+def as_evidence(test: Values, base: Values) -> Evidence:
     """Two arms with one finite outcome per seed."""
-    arms = (
-        ArmResult(name, {seed: Outcome(float(value)) for seed, value in enumerate(values)})
-        for name, values in (("test", test), ("base", base))
+    return Evidence(
+        test=ArmResult("test", {seed: Outcome(float(value)) for seed, value in enumerate(test)}),
+        base=ArmResult("base", {seed: Outcome(float(value)) for seed, value in enumerate(base)}),
     )
-    return Evidence(*arms)
 
 
 def simulate(
@@ -81,7 +81,7 @@ def simulate(
 
 
 def false_difference_rate(decided: Sequence[Sequence[Decision]]) -> float:
-    """Share of families in which at least one contrast claims a difference; a false one when the arms are identical."""
+    """Share of families in which a contrast claims a difference: a false one when the arms are identical."""
     return float(np.mean([any(decision.label in DIFFERENT for decision in family) for family in decided]))
 
 
@@ -95,11 +95,11 @@ def labels(decided: Sequence[Sequence[Decision]]) -> dict[str, float]:
 def rule_rates(
     world: World, *, families: int = FAMILIES, contrasts: int = 3, seeds: int = 8, seed: int = 0
 ) -> dict[str, float]:
-    """Share of families with a significant difference under each decision rule that was weighed; 5% is wanted.
+    """Share of families with a significant difference under each rule that was weighed; 5% is wanted.
 
-    `t`: Holm over paired t. `sign flips`: Holm over the exact test. `t and sign flips`: Holm over t, and the exact p at
-    most 0.05 unadjusted: the rule of the engine. `both adjusted`: Holm over the larger p. `switch to Welch`: as `t`,
-    but Welch's p wherever the measured correlation is not positive.
+    `t`: Holm over paired t. `sign flips`: Holm over the exact test. `t and sign flips`: Holm over t, and the
+    exact p at most 0.05 unadjusted: the rule of the engine. `both adjusted`: Holm over the larger p. `switch
+    to Welch`: as `t`, but Welch's p wherever the measured correlation is not positive.
     """
     test, base = draw(world, np.random.default_rng(seed), families, contrasts, seeds)
     counts = dict.fromkeys(("t", "sign flips", "t and sign flips", "both adjusted", "switch to Welch"), 0)

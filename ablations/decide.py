@@ -1,7 +1,7 @@
 """The verdict table: from an analysis and its adjusted p values to supported, refuted, mixed or inconclusive.
 
-One function per claim type. What makes a verdict void whatever the numbers say (a failed control, too few seeds, an
-undeclared difference) is the second half.
+One function per claim type. What makes a verdict void whatever the numbers say (a failed control, too few
+seeds, an undeclared difference) is the second half.
 """
 
 from __future__ import annotations
@@ -53,9 +53,9 @@ class Adjusted:
 def passes(test: Significance, adjusted: float) -> bool:
     """The adjusted p is at most 0.05 and the exact partner agrees at 0.05.
 
-    The partner is a check on the normal assumption, not a second decision, so it is not adjusted: with 8 pairs it
-    cannot go below 0.0078, and a config of seven claims could never be decided. Measured, this keeps the family-wise
-    error at 4 to 5%; adjusting both would push it to 3% (`calibration.rule_rates`).
+    The partner is a check on the normal assumption, not a second decision, so it is not adjusted: with 8
+    pairs it cannot go below 0.0078, and a config of seven claims could never be decided. Measured, this keeps
+    the family-wise error at 4 to 5%; adjusting both would push it to 3% (`calibration.rule_rates`).
     """
     return adjusted <= ALPHA and test.exact <= ALPHA
 
@@ -82,22 +82,27 @@ def _more_seeds(contrast: Contrast, analysis: Analysis, count: Callable[[float],
     """How many pairs would settle a difference the size of the margin, or that no affordable number would."""
     if not analysis.sd:
         return "run more test seeds"
-    needed = max(count(contrast.margin / analysis.sd), 2)
+    needed = count(contrast.margin / analysis.sd)
     if needed > SEEDS_IN_REACH:
         return (
             f"{needed} paired seeds would be needed for a margin of {contrast.margin:g}: "
             "decide on a mechanism task, or register a wider margin"
         )
-    return f"about {max(needed, 2 * analysis.n if needed <= analysis.n else needed)} paired seeds would settle it"
+    enough = (
+        needed if needed > analysis.n else 2 * analysis.n
+    )  # powered, yet the effect lies between 0 and margin
+    return f"run about {enough} paired seeds"
 
 
 def superiority(contrast: Contrast, evidence: Evidence, a: Analysis, adjusted: Adjusted) -> Finding:
-    """A difference in the claimed direction, at least the margin; refuted by the reverse or by equivalence."""
+    """A difference as claimed and at least the margin; refuted by the reverse or by equivalence."""
     if not a.primary.agree:
         return _disagreement(a.primary)
     if passes(a.primary, adjusted.primary):
         if a.effect < 0:
-            return Finding("refuted", "refuted, reversed", "the difference is the other way", significant=True)
+            return Finding(
+                "refuted", "refuted, reversed", "the difference is the other way", significant=True
+            )
         if a.effect < contrast.margin:
             return Finding(
                 "mixed",
@@ -137,7 +142,11 @@ def equivalence(contrast: Contrast, evidence: Evidence, a: Analysis, adjusted: A
 
 
 def catastrophe(contrast: Contrast, evidence: Evidence, a: Analysis, adjusted: Adjusted) -> Finding:
-    """Recovered fraction below 1/4 and significantly below 1/2, or above 3/4 and above 1/2, or in between."""
+    """Recovered fraction below 1/4 and significantly below 1/2, or above 3/4 and above 1/2, or in between.
+
+    One-sided at 0.05, so the 90% interval is the one that lies on one side of 1/2. In between is "mixed" when
+    the 95% interval shows that something is lost (below 1) and something is left (above 0).
+    """
     essential = contrast.expect != "better"  # else the claim is that the part is dispensable
     lost, lost_p = (a.primary, adjusted.primary) if essential else (a.counter, adjusted.counter)
     kept, kept_p = (a.counter, adjusted.counter) if essential else (a.primary, adjusted.primary)
@@ -147,8 +156,11 @@ def catastrophe(contrast: Contrast, evidence: Evidence, a: Analysis, adjusted: A
     if a.effect > KEPT and passes(kept, kept_p):
         reason = "more than three quarters of what the baseline learned is left"
         return _either_way(not essential, reason)
-    if LOST <= a.effect <= KEPT and a.interval95 and 0 < a.interval95[0] and a.interval95[1] < 1:
-        return Finding("mixed", "mixed, partly lost", "part of what the baseline learned is left", significant=True)
+    partly = a.interval95 is not None and a.interval95[0] > 0 and a.interval95[1] < 1
+    if LOST <= a.effect <= KEPT and partly:
+        return Finding(
+            "mixed", "mixed, partly lost", "part of what the baseline learned is left", significant=True
+        )
     for test, level in ((lost, lost_p), (kept, kept_p)):
         if not test.agree:
             return _disagreement(test)
@@ -163,12 +175,14 @@ def _either_way(claim_holds: bool, reason: str) -> Finding:
 
 
 def stability(contrast: Contrast, evidence: Evidence, a: Analysis, adjusted: Adjusted) -> Finding:
-    """Sensitivity ratio above 1.5 or a divergence-rate difference; refuted by the reverse or by a ratio near 1."""
+    """Sensitivity ratio above 1.5 or a difference in divergences; refuted by the reverse or a ratio near 1."""
     if not a.primary.agree:
         return _disagreement(a.primary)
     if passes(a.primary, adjusted.primary):
         if a.effect < 0:
-            return Finding("refuted", "refuted, reversed", "the other arm is the less stable one", significant=True)
+            return Finding(
+                "refuted", "refuted, reversed", "the other arm is the less stable one", significant=True
+            )
         return Finding("supported", "supported", "the stability differs as claimed", significant=True)
     if a.primary.p <= ALPHA:
         return _not_after_holm(a.primary.p, adjusted.primary)
@@ -176,7 +190,8 @@ def stability(contrast: Contrast, evidence: Evidence, a: Analysis, adjusted: Adj
         reason = "learning-rate sensitivities within 0.8 to 1.25 of each other, no difference in divergences"
         return Finding("refuted", "refuted, equally stable", reason, significant=True)
     return _inconclusive(
-        "neither sensitivities nor divergence rates settle it", "run the whole learning-rate grid on more seeds"
+        "neither sensitivities nor divergence rates settle it",
+        "run the whole learning-rate grid on more seeds",
     )
 
 
@@ -208,7 +223,9 @@ def ordering(contrast: Contrast, evidence: Evidence, a: Analysis, adjusted: Adju
     reversed_steps = sum(step < 0 for step in a.steps)
     if trend and not reversed_steps:
         return Finding("supported", "supported", "the arms follow the claimed order", significant=True)
-    reason = f"{reversed_steps} of {len(a.steps)} neighbouring steps are reversed" if trend else "no clear trend"
+    reason = (
+        f"{reversed_steps} of {len(a.steps)} neighbouring steps are reversed" if trend else "no clear trend"
+    )
     return Finding("mixed", "mixed", reason, _more_seeds(contrast, a, seeds_needed), significant=trend)
 
 
@@ -260,7 +277,7 @@ class Downgrade:
 def downgrades(
     contrast: Contrast, evidence: Evidence, analysis: Analysis | None, finding: Finding, setting: Setting
 ) -> tuple[Downgrade, ...]:
-    """Everything that turns the finding into "inconclusive"; `analysis` is None for exact and formula claims."""
+    """Everything that turns the finding into "inconclusive"; `analysis` is None for exact and formula."""
     found = []
     if not setting.verdicts:
         found.append(Downgrade(f"the {setting.profile} profile gives no verdicts", "run a larger profile"))
@@ -270,7 +287,9 @@ def downgrades(
     for arm in evidence.compared:
         if arm.edge:
             found.append(
-                Downgrade(f"the best learning rate of {arm.name} is at the edge of its grid", "extend the grid")
+                Downgrade(
+                    f"the best learning rate of {arm.name} is at the edge of its grid", "extend the grid"
+                )
             )
     needed = setting.min_seeds if setting.min_seeds is not None else contrast.min_seeds
     if analysis.n < needed:
@@ -279,7 +298,7 @@ def downgrades(
     if analysis.detectable is not None and not finding.significant and analysis.detectable > contrast.margin:
         found.append(
             Downgrade(
-                f"only differences of {analysis.detectable:.3g} could be detected, the margin is {contrast.margin:g}",
+                f"differences below {analysis.detectable:.3g} go unseen, the margin is {contrast.margin:g}",
                 finding.remedy or _more_seeds(contrast, analysis, seeds_needed),
             )
         )
@@ -289,7 +308,8 @@ def downgrades(
 def _failed_controls(contrast: Contrast, evidence: Evidence) -> list[Downgrade]:
     failed = [
         Downgrade(
-            f"the baseline fails its positive control {control.name}" + (f" ({control.detail})" * bool(control.detail)),
+            f"the baseline fails its positive control {control.name}"
+            + (f" ({control.detail})" * bool(control.detail)),
             "train the baseline longer, or on an easier task",
         )
         for control in evidence.controls
@@ -301,7 +321,9 @@ def _failed_controls(contrast: Contrast, evidence: Evidence) -> list[Downgrade]:
         if gap is None or gap <= needed:
             shown = "diverged in every run" if gap is None else f"beats the trivial predictor by {gap:.3g}"
             failed.append(
-                Downgrade(f"the baseline {shown}, needed is more than {needed:g}", "train the baseline longer")
+                Downgrade(
+                    f"the baseline {shown}, needed is more than {needed:g}", "train the baseline longer"
+                )
             )
     return failed
 
@@ -317,17 +339,17 @@ def _gap(contrast: Contrast, base: ArmResult, trivial: float) -> float | None:
 
 def _mismatches(evidence: Evidence, setting: Setting) -> list[Downgrade]:
     found = []
-    *others, reference = evidence.compared or (None,)
     for quantity in QUANTITIES:
-        if quantity in setting.may_differ or reference is None:
+        if quantity in setting.may_differ:
             continue
-        for arm in others:
+        for arm in evidence.compared[:-1]:
+            reference = evidence.compared[-1]
             ours, theirs = arm.mean(quantity), reference.mean(quantity)
             if ours is None or theirs is None or abs(ours - theirs) <= MATCHED_WITHIN * abs(theirs):
                 continue
             found.append(
                 Downgrade(
-                    f"{arm.name} has {ours:.4g} {quantity} against {theirs:.4g} of {reference.name}, undeclared",
+                    f"undeclared: {arm.name} has {ours:.4g} {quantity}, {reference.name} {theirs:.4g}",
                     f"match the {quantity}, or declare that they differ",
                 )
             )

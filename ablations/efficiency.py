@@ -16,7 +16,8 @@ class ComputeMultiplier:
     """Baseline tokens that reach the arm's final loss, as a share of the budget.
 
     Attributes:
-      value: below 1 when the baseline gets there early (the arm costs compute); None when no point of the curve can say.
+      value: below 1 when the baseline gets there early (the arm costs compute); None when no point of the
+        curve can say.
       text: the value, or which side it lies on.
     """
 
@@ -27,8 +28,8 @@ class ComputeMultiplier:
 def equal_loss_multiplier(tokens: Values, losses: Values, final_loss: float) -> ComputeMultiplier:
     """Where a baseline curve first reaches an arm's final loss, divided by the curve's last token count.
 
-    The running minimum of the curve is interpolated linearly in log tokens. A curve measured under a decaying learning
-    rate has not been annealed on the way, so values below 1 are upper bounds.
+    The running minimum of the curve is interpolated linearly in log tokens. A curve measured under a decaying
+    learning rate has not been annealed on the way, so values below 1 are upper bounds.
 
     Args:
       tokens, losses: the baseline's curve `[points]`, tokens increasing and above zero.
@@ -92,8 +93,8 @@ def _loss_at(curve: CostCurve, tokens: float) -> float | None:
 def iso_summary(test: CostCurve, base: CostCurve) -> tuple[IsoRow, ...]:
     """The loss difference at equal tokens and at every equal cost both arms report.
 
-    The arm that is cheaper per token stands at its end; the dearer one is read from its curve at the same total cost,
-    where its learning rate has not yet decayed: a gain that survives this reading is a safe one.
+    The arm that is cheaper per token stands at its end; the dearer one is read from its curve at the same
+    total cost, where its learning rate has not yet decayed: a gain that survives this reading is a safe one.
     """
     rows = []
     shared = [name for name in test.per_token if name in base.per_token]

@@ -1,4 +1,4 @@
-"""What a verdict is computed from: plain records that the lab fills from run directories, and the scale they ran at."""
+"""What a verdict is computed from: plain records filled from run directories, and the scale of the runs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ class Outcome:
     Attributes:
       value: the final metric; None when the run diverged, which is a result and stays in the comparison.
       initial: the metric before training; needed where a diverged run must count as something.
-      parameters, flops, tokens: trained parameters, training FLOPs in total, training tokens; None when unknown.
+      parameters, flops, tokens: trained parameters, training FLOPs in total, training tokens; None when
+        unknown.
     """
 
     value: float | None
@@ -99,7 +100,8 @@ class Evidence:
     Attributes:
       test, base: the two arms (superiority, equivalence, catastrophe, stability).
       arms: all arms in the claimed order (ordering).
-      trivial: the trivial predictor's score on the same evaluation set; without it nothing can be called essential.
+      trivial: the trivial predictor's score on the same evaluation set; without it nothing can be called
+        essential.
       controls: the baseline's positive controls.
       points: size -> seed -> measurement (slope); one seed per size for what needs no seed, such as bytes.
       claimed: the exponent a slope claim states.

@@ -1,7 +1,7 @@
 """What a number of seeds can show: detectable effects, seeds needed, and the noise floor.
 
-Effects are in units of the standard deviation of the paired differences unless said otherwise, so one table serves
-every metric: an arm pair with sd 0.02 nats and 8 seeds detects 1.16 * 0.02 nats.
+Effects are in units of the standard deviation of the paired differences unless said otherwise, so one table
+serves every metric: an arm pair with sd 0.02 nats and 8 seeds detects 1.16 * 0.02 nats.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ablations.statistics import Estimate, Interval, Values, sample_estimate
 
 
 def power(effect: float, n: int, alpha: float = 0.05) -> float:
-    """Power of the two-sided paired t test: P(|T| > t), T noncentral t with noncentrality effect * sqrt(n)."""
+    """Power of the two-sided paired t test: P(|T| > t), T noncentral t, noncentrality effect * sqrt(n)."""
     critical = float(scipy.special.stdtrit(n - 1, 1 - alpha / 2))
     shifted = scipy.stats.nct(n - 1, effect * math.sqrt(n))
     wrong_side = np.nan_to_num(
@@ -31,7 +31,7 @@ def power(effect: float, n: int, alpha: float = 0.05) -> float:
 
 @functools.cache
 def minimum_detectable_effect(n: int, alpha: float = 0.05, target: float = 0.8) -> float:
-    """The effect, in sd of the paired differences, that n pairs detect with power `target`; inf below two pairs."""
+    """The effect, in sd of the differences, that n pairs detect with power `target`; inf below two pairs."""
     if n < 2:
         return math.inf
     high = 1.0
@@ -43,7 +43,7 @@ def minimum_detectable_effect(n: int, alpha: float = 0.05, target: float = 0.8) 
 
 
 def seeds_needed(effect: float, alpha: float = 0.05, target: float = 0.8) -> int:
-    """The smallest number of pairs whose minimum detectable effect is at most `effect` (in sd of the differences).
+    """The smallest number of pairs that detects `effect`, in sd of the differences, with power `target`.
 
     Raises:
       ValueError: an effect that is not above zero.
@@ -63,7 +63,8 @@ def equivalence_power(margin: float, n: int, alpha: float = 0.05) -> float:
     """Probability that two one-sided tests declare equivalence when the true difference is zero.
 
     Both pass when |mean| <= margin - t s / sqrt(n). Given s, the mean is normal; s^2 (n-1) is chi-square:
-    the power is the integral over s of max(0, 2 Phi(sqrt(n) margin - t s) - 1), with sigma = 1 (Phillips 1990).
+    the power is the integral over s of max(0, 2 Phi(sqrt(n) margin - t s) - 1), with sigma = 1 (Phillips
+    1990).
     """
     critical, df = float(scipy.special.stdtrit(n - 1, 1 - alpha)), n - 1
     largest = math.sqrt(n) * margin / critical  # above this spread no mean passes

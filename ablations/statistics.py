@@ -1,7 +1,8 @@
 """Small-sample statistics over seeds: estimates with intervals, exact tests, and corrections for many claims.
 
-The unit of replication is the training seed. Arrays of values are float64 `[seeds]` in the order of the seeds, so
-that index i of one arm pairs with index i of another. Nothing here knows what a claim is; `verdict.py` does.
+The unit of replication is the training seed. Arrays of values are float64 `[seeds]` in the order of the
+seeds, so that index i of one arm pairs with index i of another. Nothing here knows what a claim is;
+`verdict.py` does.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ SAMPLED_PATTERNS = 100_000  # beyond, a fixed random sample of them
 class Estimate:
     """A mean with its standard error and degrees of freedom: everything a t interval or a t test needs.
 
-    `scipy.special.stdtr` (the t distribution function) is called directly: `scipy.stats.t` gives the same numbers
-    fifty times slower, and the calibration judges thousands of families.
+    `scipy.special.stdtr` (the t distribution function) is called directly: `scipy.stats.t` gives the same
+    numbers fifty times slower, and the calibration judges thousands of families.
     """
 
     mean: float
@@ -56,14 +57,14 @@ class Estimate:
         return float(scipy.special.stdtr(self.df, -t if alternative == "greater" else t))
 
     def equivalence(self, margin: float, centre: float = 0.0) -> float:
-        """Two one-sided tests (Schuirmann 1987): the larger p of mean > centre - margin and mean < centre + margin.
+        """Two one-sided tests (Schuirmann 1987): the larger p of mean > centre - margin, < centre + margin.
 
         At most 0.05 exactly when the 90% interval lies inside centre -+ margin.
         """
         return max(self.p_value(centre - margin, "greater"), self.p_value(centre + margin, "less"))
 
     def beyond(self, margin: float) -> float:
-        """The opposite of `equivalence`: p of |mean| <= margin. At most 0.05 when the 95% interval is outside."""
+        """The opposite: p of |mean| <= margin, at most 0.05 when the 95% interval lies outside the margin."""
         return min(1.0, 2 * min(self.p_value(margin, "greater"), self.p_value(-margin, "less")))
 
 
@@ -136,10 +137,11 @@ def _sign_patterns(n: int) -> npt.NDArray[np.float64]:
 
 
 def sign_flip(differences: Values, null: float = 0.0, alternative: Alternative = "two-sided") -> float:
-    """Permutation test of a symmetric distribution around `null`: the share of sign patterns at least as extreme.
+    """Permutation test of symmetry around `null`: the share of sign patterns at least as extreme.
 
-    Exact (all 2^n patterns, Fisher 1935) up to 16 pairs; beyond, 100,000 patterns drawn with a fixed seed plus the
-    observed one, which is still a valid test. The smallest two-sided p is 2^(1-n): 0.0625 with 5 pairs, 0.03 with 6.
+    Exact (all 2^n patterns, Fisher 1935) up to 16 pairs; beyond, 100,000 patterns drawn with a fixed seed
+    plus the observed one, which is still a valid test. The smallest two-sided p is 2^(1-n): 0.0625 with 5
+    pairs, 0.03 with 6.
     """
     d = np.asarray(differences, dtype=np.float64) - null
     if len(d) == 0:
@@ -167,8 +169,8 @@ def sign_flip_beyond(differences: Values, margin: float) -> float:
 def sign_test(values: Values, null: float = 0.0, alternative: Alternative = "two-sided") -> float:
     """Binomial test on the signs of values - null. Infinite values are welcome: a diverged run is a sign.
 
-    NaN and ties stay in n and count for neither side, so a pair in which both runs diverged is never dropped; that
-    makes the test conservative. The p is P(Bin(n, 1/2) >= wins), doubled for two sides.
+    NaN and ties stay in n and count for neither side, so a pair in which both runs diverged is never dropped;
+    that makes the test conservative. The p is P(Bin(n, 1/2) >= wins), doubled for two sides.
     """
     sample = np.asarray(values, dtype=np.float64)
     n, above, below = len(sample), int(np.sum(sample > null)), int(np.sum(sample < null))
@@ -178,7 +180,7 @@ def sign_test(values: Values, null: float = 0.0, alternative: Alternative = "two
 
 
 def holm(p_values: Values) -> npt.NDArray[np.float64]:
-    """Step-down adjusted p (Holm 1979): max over j <= i of (m - j + 1) p_(j). Controls the family-wise error."""
+    """Step-down adjusted p (Holm 1979): max over j <= i of (m - j + 1) p_(j); holds the family-wise error."""
     p = np.asarray(p_values, dtype=np.float64)
     order = np.argsort(p, kind="stable")
     stepped = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
@@ -204,8 +206,8 @@ class Ratio:
 def fieller(numerator: Values, denominator: Values, level: float = 0.95) -> Ratio:
     """Interval for mean(numerator) / mean(denominator) from paired samples (Fieller 1954).
 
-    It holds every r for which the t test of mean(numerator - r * denominator) = 0 is not rejected, which is the range
-    between the roots of (y^2 - t^2 v_yy) r^2 - 2 (x y - t^2 v_xy) r + (x^2 - t^2 v_xx) = 0.
+    It holds every r for which the t test of mean(numerator - r * denominator) = 0 is not rejected, which is
+    the range between the roots of (y^2 - t^2 v_yy) r^2 - 2 (x y - t^2 v_xy) r + (x^2 - t^2 v_xx) = 0.
     """
     x, y = np.asarray(numerator, dtype=np.float64), np.asarray(denominator, dtype=np.float64)
     n = len(x)
@@ -223,10 +225,10 @@ def fieller(numerator: Values, denominator: Values, level: float = 0.95) -> Rati
 
 
 def recovered_fraction(trivial: float, arm: Values, base: Values, level: float = 0.95) -> Ratio:
-    """(trivial - arm) / (trivial - base): 1 when the arm is as good as the base, 0 when no better than trivial.
+    """(trivial - arm) / (trivial - base): 1 when the arm equals the base, 0 when it is no better than trivial.
 
-    The sign cancels, so the same formula serves losses and accuracies. `trivial` is one number, the score of the
-    trivial predictor on the same evaluation set.
+    The sign cancels, so the same formula serves losses and accuracies. `trivial` is one number, the score of
+    the trivial predictor on the same evaluation set.
     """
     return fieller(trivial - np.asarray(arm), trivial - np.asarray(base), level)
 
@@ -258,8 +260,9 @@ def log_log_slopes(x: Values, y: npt.NDArray[np.float64]) -> npt.NDArray[np.floa
 def slope_estimate(x: Values, y: npt.NDArray[np.float64]) -> Estimate:
     """The log-log slope with its uncertainty.
 
-    With two or more rows (seeds) the seeds are the replicates: a t interval over their slopes. With one row, for
-    measurements without a seed, the residual scatter around the line is used, with points - 2 degrees of freedom.
+    With two or more rows (seeds) the seeds are the replicates: a t interval over their slopes. With one row,
+    for measurements without a seed, the residual scatter around the line is used, with points - 2 degrees of
+    freedom.
 
     Raises:
       ValueError: one row of fewer than three points.
@@ -292,10 +295,10 @@ class Rates:
 def divergence_rates(
     test: int, runs_test: int, base: int, runs_base: int, method: Literal["fisher", "barnard"] = "fisher"
 ) -> Rates:
-    """Two-sided test of equal divergence rates: Fisher's exact test, or Barnard's (1947), stronger and slower.
+    """Two-sided test of equal divergence rates: Fisher's exact test, or Barnard's (1947), more powerful.
 
-    Five of eight against none is Fisher's p < 0.05; four of eight is not (Barnard's is). Zero of eight bounds a rate
-    only at 31%, which is why stability claims pool over the learning-rate grid.
+    Five of eight against none is Fisher's p < 0.05; four of eight is not (Barnard's is). Zero of eight bounds
+    a rate only at 31%, which is why stability claims pool over the learning-rate grid.
     """
     table = [[test, runs_test - test], [base, runs_base - base]]
     if test + base in (0, runs_test + runs_base):

@@ -1,4 +1,4 @@
-"""Verdicts: contrasts registered before any run, evidence from the runs, Holm over all of them, and a sentence each.
+"""Verdicts: contrasts registered before any run, evidence from the runs, Holm over all, a sentence each.
 
 `judge_all` is the engine; `judge` is its family of one; `overall` joins the conditions of a claim.
 """
@@ -28,7 +28,8 @@ class Decision:
       verdict, label: one of four words, and the same with its shade.
       reason, remedy: why, and what would settle it when it is inconclusive.
       p: of the registered test, unadjusted; None for checks and for what has not been run.
-      p_adjusted, q: the same after Holm (decides) and after Benjamini-Hochberg (shown beside), within the config.
+      p_adjusted, q: the same after Holm (decides) and after Benjamini-Hochberg (shown beside), within the
+        config.
       counter_p, counter_p_adjusted: of the test that can refute the claim (see `Analysis.counter`).
       estimate, interval90, interval95, n: see `Analysis`; raw intervals, never adjusted.
       downgrades: what made a verdict void.
@@ -131,9 +132,10 @@ def judge_all(
 ) -> list[Decision]:
     """The verdict on every contrast under each of its conditions, adjusted together.
 
-    Holm (1979) runs over claim x condition, once for the p values of the claims and once for those against them: the
-    two null hypotheses of a contrast exclude each other. What has not been run yet counts as p = 1, so a verdict given
-    early can only be confirmed by what comes later. Exact and formula claims infer nothing and stay outside.
+    Holm (1979) runs over claim x condition, once for the p values of the claims and once for those against
+    them: the two null hypotheses of a contrast exclude each other. What has not been run yet counts as p = 1,
+    so a verdict given early can only be confirmed by what comes later. Exact and formula claims infer nothing
+    and stay outside.
 
     Args:
       contrasts: all registered contrasts of one config.
@@ -150,7 +152,9 @@ def judge_all(
     analyses: dict[int, Analysis] = {}
     for i in inferred:
         known = found[i]
-        analyses[i] = Analysis(missing="not run", remedy="run it") if known is None else analyse(family[i][0], known)
+        analyses[i] = (
+            Analysis(missing="not run", remedy="run it") if known is None else analyse(family[i][0], known)
+        )
     primary = np.array([analyses[i].primary.p for i in inferred])
     counter = np.array([analyses[i].counter.p for i in inferred])
     columns = zip(inferred, holm(primary), holm(counter), benjamini_hochberg(primary), strict=True)
@@ -181,7 +185,9 @@ def _inferred(
 ) -> Decision:
     if analysis.missing:
         finding = Finding("inconclusive", "inconclusive", analysis.missing, analysis.remedy)
-        return dataclasses.replace(_decision(contrast, condition, setting, finding, ()), n=analysis.n, analysis=analysis)
+        return dataclasses.replace(
+            _decision(contrast, condition, setting, finding, ()), n=analysis.n, analysis=analysis
+        )
     finding = RULES[contrast.type](contrast, evidence, analysis, adjusted)
     void = downgrades(contrast, evidence, analysis, finding, setting)
     return dataclasses.replace(
@@ -201,7 +207,9 @@ def _inferred(
 
 def _checked(contrast: Contrast, condition: str, evidence: Evidence, setting: Setting) -> Decision:
     finding = CHECKS[contrast.type](contrast, evidence)
-    return _decision(contrast, condition, setting, finding, downgrades(contrast, evidence, None, finding, setting))
+    return _decision(
+        contrast, condition, setting, finding, downgrades(contrast, evidence, None, finding, setting)
+    )
 
 
 def _decision(
@@ -244,7 +252,7 @@ class Overall:
 
 
 def overall(decisions: Sequence[Decision]) -> Overall:
-    """All that were decided agree: that verdict; else mixed, with the list of where. Inconclusive ones reduce the scope.
+    """One verdict where all that were decided agree, else mixed with the list of where; see `Overall.reduced`.
 
     Raises:
       ValueError: no decisions.
@@ -258,7 +266,9 @@ def overall(decisions: Sequence[Decision]) -> Overall:
     verdict: Verdict = "inconclusive" if not decided else decided[0] if len(decided) == 1 else "mixed"
     reduced = bool(decided) and "inconclusive" in scopes
     if len(scopes) == 1:
-        reason = decisions[0].reason if len(decisions) == 1 else f"{verdict} in all {len(decisions)} comparisons"
+        reason = (
+            decisions[0].reason if len(decisions) == 1 else f"{verdict} in all {len(decisions)} comparisons"
+        )
     else:
         reason = "; ".join(f"{name} for {', '.join(where)}" for name, where in scopes.items())
     return Overall(verdict, reason, scopes, reduced)

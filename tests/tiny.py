@@ -66,7 +66,9 @@ def one_switch(*prefixes: str) -> list[dict[str, Any]]:
 
 def label(overrides: dict[str, Any]) -> str:
     """A test id."""
-    return ",".join(f"{path.removeprefix('model.')}={value}" for path, value in overrides.items()) or "default"
+    return (
+        ",".join(f"{path.removeprefix('model.')}={value}" for path, value in overrides.items()) or "default"
+    )
 
 
 # A second valid value of fields whose type alone does not tell one.

@@ -34,9 +34,9 @@ def minimum_gap(contrast: Contrast) -> float:
 def analyse_catastrophe(contrast: Contrast, evidence: Evidence) -> Analysis:
     """Is less than half of the gap between the trivial predictor and the baseline recovered?
 
-    R = (trivial - test) / (trivial - base). R < 1/2 exactly when e = (test - trivial) - (base - trivial) / 2 is
-    on the bad side of zero on average: the one-sided t test of e is Fieller's test of R = 1/2, and e can be
-    sign-flipped.
+    R = (trivial - test) / (trivial - base). R < 1/2 exactly when e = (test - trivial) - (base - trivial) / 2
+    is on the bad side of zero on average: the one-sided t test of e is Fieller's test of R = 1/2, and e can
+    be sign-flipped.
     """
     arms = two_arms(evidence)
     if isinstance(arms, Analysis):

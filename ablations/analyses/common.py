@@ -1,8 +1,8 @@
-"""What every analysis shares: its result, the claimed direction, and metrics with diverged runs as infinities.
+"""What every analysis shares: its result, the claimed direction, metrics with diverged runs as infinities.
 
-There are two p values because a verdict can be given either way. For every claim their null hypotheses exclude
-each other, so at most one of the two can be rejected falsely. Each p has an exact partner that does not assume
-normal differences; `verdict.py` asks both to agree.
+There are two p values because a verdict can be given either way. For every claim their null hypotheses
+exclude each other, so at most one of the two can be rejected falsely. Each p has an exact partner that does
+not assume normal differences; `verdict.py` asks both to agree.
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ class Analysis:
       counter: against it where `primary` cannot speak: no practical difference, or one beyond the margin.
       estimate, interval90, interval95: test - base in units of the metric, or the ratio, fraction or exponent
         judged; None if unknown or unbounded.
-      effect: the estimate turned to the claimed direction, used for deciding; infinite when most seeds diverged.
+      effect: the estimate turned to the claimed direction, used for deciding; infinite when most seeds
+        diverged.
       sd, rho: of the paired differences.
       detectable: the difference that this n and sd detect with power 0.8.
       welch: the unpaired estimate, shown beside the paired one.

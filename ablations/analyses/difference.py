@@ -28,9 +28,9 @@ from ablations.schema import Contrast
 def analyse_difference(contrast: Contrast, evidence: Evidence) -> Analysis:
     """Superiority and equivalence: the paired t test of the mean difference, with sign flips as its partner.
 
-    The paired test always decides. Welch's interval stands beside it, and where the correlation of the arms is
-    not positive the sentence says so. Deciding by Welch only then would pick the smaller error of the two after
-    seeing both, which `calibration.rule_rates` measures at 6 to 9% false verdicts instead of 5%.
+    The paired test always decides. Welch's interval stands beside it, and where the correlation of the arms
+    is not positive the sentence says so. Deciding by Welch only then would pick the smaller error of the two
+    after seeing both, which `calibration.rule_rates` measures at 6 to 9% false verdicts instead of 5%.
 
     With a diverged run in either arm the mean has no meaning: a sign test (diverged = worst) decides.
     """

@@ -22,8 +22,9 @@ def analyse_stability(contrast: Contrast, evidence: Evidence) -> Analysis:
     """Learning-rate sensitivity and divergence rate over the learning rates both arms were run at.
 
     The ratio is that of the arm claimed to be less stable over the other, from paired logs of per-seed
-    sensitivities (seeds with every learning rate). Divergences are pooled over learning rates and seeds. Either may
-    carry the claim, so the p is twice the smaller (Bonferroni). Against it stands equality of the sensitivities.
+    sensitivities (seeds with every learning rate). Divergences are pooled over learning rates and seeds.
+    Either may carry the claim, so the p is twice the smaller (Bonferroni). Against it stands equality of the
+    sensitivities.
     """
     if evidence.test is None or evidence.base is None:
         return Analysis(missing="an arm has no runs yet", remedy="run the missing arm")
@@ -71,22 +72,20 @@ def analyse_stability(contrast: Contrast, evidence: Evidence) -> Analysis:
 def _log_sensitivity_ratios(
     contrast: Contrast, shaky: ArmResult, steady: ArmResult, grid: Sequence[float], seeds: Sequence[int]
 ) -> npt.NDArray[np.float64]:
-    """log(sensitivity of shaky / of steady) `[seeds]`; empty when one is zero and has no logarithm."""
-    rows = []
-    for arm in (shaky, steady):
-        by_seed = [[arm.curve[lr][seed] for lr in grid] for seed in seeds]
-        rows.append([_sensitivity(outcomes, contrast) for outcomes in by_seed])
-    ratios = np.array(rows, dtype=np.float64).reshape(2, -1)
-    return np.log(ratios[0] / ratios[1]) if ratios.size and np.all(ratios > 0) else np.zeros(0)
+    """log(sensitivity of shaky / of steady) `[seeds]`; empty unless every sensitivity is known and above zero."""
+    both = [
+        [_sensitivity([arm.curve[rate][seed] for rate in grid], contrast) for seed in seeds]
+        for arm in (shaky, steady)
+    ]
+    known = np.array(both, dtype=np.float64)  # None becomes NaN, which is not above zero
+    return np.log(known[0] / known[1]) if known.size and np.all(known > 0) else np.zeros(0)
 
 
-def _sensitivity(outcomes: Sequence[Outcome], contrast: Contrast) -> float:
+def _sensitivity(outcomes: Sequence[Outcome], contrast: Contrast) -> float | None:
+    """One seed's sensitivity; None when no run recorded the metric before training, which caps a bad loss."""
     initial = next((outcome.initial for outcome in outcomes if outcome.initial is not None), None)
     if initial is None:
-        raise ValueError(
-            f"Learning-rate sensitivity for {contrast.claim!r} needs the metric before training (`initial`), "
-            "since a diverged run counts as that."
-        )
+        return None
     return statistics.learning_rate_sensitivity([o.value for o in outcomes], initial, contrast.better)
 
 

@@ -57,8 +57,8 @@ def analyse_ordering(contrast: Contrast, evidence: Evidence) -> Analysis:
     """Page's trend test over the claimed order (best first; `expect: worse` reads it worst first).
 
     Against the claim: the reverse trend, or any adjacent pair of arms significantly the wrong way round
-    (Bonferroni over these tests). Ranks take a diverged run as worst, so nothing is dropped. The estimate is the
-    arm claimed best minus the arm claimed worst.
+    (Bonferroni over these tests). Ranks take a diverged run as worst, so nothing is dropped. The estimate is
+    the arm claimed best minus the arm claimed worst.
     """
     arms = evidence.arms[::-1] if contrast.expect != "worse" else evidence.arms
     seeds = common_seeds(*arms)

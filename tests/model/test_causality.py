@@ -7,20 +7,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.tiny import label, one_switch, tiny, tokens
+from tests.tiny import LENGTH, label, one_switch, tiny, tokens
 from transformer.model import build
 from transformer.model.taps import replace
-
-LENGTH = 6
 
 
 def influence(overrides: dict) -> np.ndarray:
     """[t, s]: the largest |d loss[t] / d embedding[s]| of the model at its initial weights."""
     config = tiny(overrides)
-    model, window = build(config), tokens(1, LENGTH + 1)
+    model, window = build(config), tokens(2, LENGTH + 1)
 
     def losses_T(shift_TD):
-        logits_BTV = replace(model, embedding=lambda x: x + shift_TD)(window[:, :-1])
+        logits_BTV = replace(model, embedding=lambda x: x + shift_TD[None])(window[:, :-1])
         log_p_TV = jax.nn.log_softmax(logits_BTV[0])
         return -log_p_TV[jnp.arange(LENGTH), window[0, 1:]]
 

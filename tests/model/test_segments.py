@@ -5,15 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tests.tiny import VOCAB, label, one_switch, tiny, tokens
+from tests.tiny import LENGTH, VOCAB, label, one_switch, tiny, tokens
 from transformer.model import build
 
-LENGTHS = (3, 5)
 VARIANTS = [{}, *one_switch("model.")]
-FIRST, SECOND = tokens(1, LENGTHS[0], seed=1), tokens(1, LENGTHS[1], seed=2)
+HALF = LENGTH // 2
+FIRST, SECOND = tokens(2, HALF, seed=1), tokens(2, HALF, seed=2)
 PACKED = np.concatenate([FIRST, SECOND], axis=1)
-SEGMENTS = np.repeat([[1, 2]], LENGTHS, axis=1).astype(np.int32)
-POSITIONS = np.concatenate([np.arange(n) for n in LENGTHS])[None].astype(np.int32)
+SEGMENTS = np.repeat([[1, 2], [1, 2]], HALF, axis=1).astype(np.int32)
+POSITIONS = np.tile(np.arange(HALF), 2)[None].astype(np.int32)
 
 
 def check_packed(overrides: dict, segments: np.ndarray) -> None:
@@ -26,16 +26,14 @@ def check_packed(overrides: dict, segments: np.ndarray) -> None:
 def check_padding(overrides: dict, pad_segment: int) -> None:
     """Padding before or after is not seen, whatever tokens stand there."""
     model = build(tiny(overrides))
-    pad = np.full((1, 3), VOCAB - 1, np.int32)
-    n = LENGTHS[1]
-    for before in (True, False):
-        row = np.concatenate([pad, SECOND] if before else [SECOND, pad], axis=1)
-        real = np.arange(3, 3 + n) if before else np.arange(n)
-        segments, positions = np.full(row.shape, pad_segment, np.int32), np.zeros(row.shape, np.int32)
-        segments[:, real], positions[:, real] = 1, np.arange(n)
+    alone, pad = model(SECOND), np.full_like(SECOND, VOCAB - 1)
+    for real in (slice(0, HALF), slice(HALF, LENGTH)):
+        row = np.concatenate([SECOND, pad] if real.start == 0 else [pad, SECOND], axis=1)
+        segments, positions = np.full_like(row, pad_segment), np.zeros_like(row[:1])
+        segments[:, real], positions[:, real] = 1, np.arange(HALF)
         padded = np.asarray(model(row, segments_BT=segments, positions_BT=positions))
         assert np.isfinite(padded).all()
-        np.testing.assert_allclose(padded[:, real], model(SECOND), atol=2e-5, rtol=2e-5)
+        np.testing.assert_allclose(padded[:, real], alone, atol=2e-5, rtol=2e-5)
 
 
 @pytest.mark.parametrize("overrides", VARIANTS, ids=label)
@@ -57,6 +55,6 @@ def test_the_checks_notice_missing_segments():
 
 def test_default_positions_count_through_the_row():
     model = build(tiny({"model.position.kind": "learned"}))
-    explicit = model(PACKED, positions_BT=np.arange(PACKED.shape[1], dtype=np.int32)[None])
+    explicit = model(PACKED, positions_BT=np.arange(LENGTH, dtype=np.int32)[None])
     np.testing.assert_array_equal(model(PACKED), explicit)
     assert not np.allclose(model(PACKED), model(PACKED, positions_BT=POSITIONS), atol=1e-3)

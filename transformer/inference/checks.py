@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import time
 from typing import Any
 
@@ -20,8 +22,24 @@ CHECKS = Registry("--checks")
 PROMPT_TOKENS = 16
 
 
-def open_data(run: LoadedRun, split: str) -> Dataset:
-    """The corpus a run was trained on.
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """A run, and the split it is measured on."""
+
+    run: LoadedRun
+    dataset: Dataset
+    split: str
+
+    @functools.cached_property
+    def evaluation(self) -> dict[str, Any]:
+        """Losses over the whole split, computed once for all checks, with the seconds it took."""
+        started = time.perf_counter()
+        result = evaluate(self.run.program, self.run.state, self.dataset.splits[self.split])
+        return {**result, "seconds": time.perf_counter() - started}
+
+
+def open_subject(run: LoadedRun, split: str) -> Subject:
+    """Finds the corpus a run was trained on.
 
     Raises:
       DataError: no such split, or a vocabulary that is not the run's.
@@ -31,40 +49,38 @@ def open_data(run: LoadedRun, split: str) -> Dataset:
         raise DataError(f"--split={split!r} does not exist; {dataset.name} has: {', '.join(dataset.splits)}.")
     if dataset.vocabulary.to_dict() != run.vocabulary.to_dict():
         raise DataError("The corpus changed: its vocabulary is not the one this run was trained with.")
-    return dataset
+    return Subject(run, dataset, split)
 
 
 @CHECKS.register("loss")
-def check_loss(run: LoadedRun, dataset: Dataset, split: str) -> dict[str, Any]:
+def check_loss(subject: Subject) -> dict[str, Any]:
     """Loss and bits per byte over the whole split."""
-    started = time.perf_counter()
-    result = evaluate(run.program, run.state, dataset.splits[split])
-    seconds = time.perf_counter() - started
+    result = subject.evaluation
     return {
         "loss": result["loss"],
         "bits_per_byte": result["bits_per_byte"],
         "tokens": result["eval_tokens"],
-        "tokens_per_second": result["eval_tokens"] / seconds,
-        **{f"{name}_entropy": nats for name, nats in dataset.bounds(split).items()},
+        "tokens_per_second": result["eval_tokens"] / result["seconds"],
+        **{f"{name}_entropy": nats for name, nats in subject.dataset.bounds(subject.split).items()},
     }
 
 
 @CHECKS.register("position")
-def check_position(run: LoadedRun, dataset: Dataset, split: str) -> dict[str, Any]:
+def check_position(subject: Subject) -> dict[str, Any]:
     """Loss by position in the window, averaged over eight equal stretches (or fewer, for short windows)."""
-    by_position = np.asarray(evaluate(run.program, run.state, dataset.splits[split])["loss_by_position"])
+    by_position = np.asarray(subject.evaluation["loss_by_position"])
     parts = np.array_split(np.arange(len(by_position)), min(8, len(by_position)))
     return {f"{part[0]}-{part[-1]}": float(by_position[part].mean()) for part in parts}
 
 
 @CHECKS.register("generate")
-def check_generate(run: LoadedRun, dataset: Dataset, split: str) -> dict[str, Any]:
+def check_generate(subject: Subject) -> dict[str, Any]:
     """A greedy and a sampled continuation, and decoding speed."""
-    decode = run.config.decode
+    run, decode = subject.run, subject.run.config.decode
     if decode.prompt:
         prompt = run.vocabulary.encode(decode.prompt)[None]
     else:
-        prompt = np.asarray(dataset.splits[split][:PROMPT_TOKENS], np.int32)[None]
+        prompt = np.asarray(subject.dataset.splits[subject.split][:PROMPT_TOKENS], np.int32)[None]
     known = run.model.position.max_length
     count = decode.max_new_tokens if known is None else min(decode.max_new_tokens, known - prompt.shape[1])
     if count < 1:
