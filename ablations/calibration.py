@@ -81,8 +81,9 @@ def simulate(
 
 
 def false_difference_rate(decided: Sequence[Sequence[Decision]]) -> float:
-    """Share of families in which a contrast claims a difference: a false one when the arms are identical."""
-    return float(np.mean([any(decision.label in DIFFERENT for decision in family) for family in decided]))
+    """Share of families of superiority contrasts that state a difference: false ones when arms are identical."""
+    stated = {"supported", "supported, negligible", "refuted, reversed"}
+    return float(np.mean([any(decision.label in stated for decision in family) for family in decided]))
 
 
 def labels(decided: Sequence[Sequence[Decision]]) -> dict[str, float]:

@@ -32,7 +32,8 @@ class Finding:
       label: the verdict with its shade, such as "supported, negligible".
       reason: one clause for the sentence.
       remedy: what would settle an inconclusive one.
-      significant: some test of the contrast rejected its null hypothesis after adjustment.
+      significant: the registered test rejected its null hypothesis after adjustment.
+      against: the verdict rests on the test against the claim.
     """
 
     verdict: Verdict
@@ -40,6 +41,7 @@ class Finding:
     reason: str
     remedy: str = ""
     significant: bool = False
+    against: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,10 +90,9 @@ def _more_seeds(contrast: Contrast, analysis: Analysis, count: Callable[[float],
             f"{needed} paired seeds would be needed for a margin of {contrast.margin:g}: "
             "decide on a mechanism task, or register a wider margin"
         )
-    enough = (
-        needed if needed > analysis.n else 2 * analysis.n
-    )  # powered, yet the effect lies between 0 and margin
-    return f"run about {enough} paired seeds"
+    if needed <= analysis.n:  # enough for an effect of the margin; this one lies between zero and the margin
+        needed = 2 * analysis.n
+    return f"run about {needed} paired seeds"
 
 
 def superiority(contrast: Contrast, evidence: Evidence, a: Analysis, adjusted: Adjusted) -> Finding:
@@ -116,6 +117,7 @@ def superiority(contrast: Contrast, evidence: Evidence, a: Analysis, adjusted: A
             "refuted",
             "refuted, no practical difference",
             f"the 90% interval lies inside the margin of {contrast.margin:g}",
+            against=True,
         )
     if a.primary.p <= ALPHA:
         return _not_after_holm(a.primary.p, adjusted.primary)
@@ -129,7 +131,7 @@ def equivalence(contrast: Contrast, evidence: Evidence, a: Analysis, adjusted: A
         return Finding("supported", "supported", reason, significant=True)
     if passes(a.counter, adjusted.counter):
         reason = f"the difference is beyond the margin of {contrast.margin:g}"
-        return Finding("refuted", "refuted, different", reason, significant=True)
+        return Finding("refuted", "refuted, different", reason, significant=True, against=True)
     for test, level in ((a.primary, adjusted.primary), (a.counter, adjusted.counter)):
         if not test.agree:
             return _disagreement(test)
@@ -171,11 +173,11 @@ def catastrophe(contrast: Contrast, evidence: Evidence, a: Analysis, adjusted: A
 
 def _either_way(claim_holds: bool, reason: str) -> Finding:
     verdict: Verdict = "supported" if claim_holds else "refuted"
-    return Finding(verdict, verdict, reason, significant=True)
+    return Finding(verdict, verdict, reason, significant=True, against=not claim_holds)
 
 
 def stability(contrast: Contrast, evidence: Evidence, a: Analysis, adjusted: Adjusted) -> Finding:
-    """Sensitivity ratio above 1.5 or a difference in divergences; refuted by the reverse or a ratio near 1."""
+    """Sensitivity ratio above 1.5 or a difference in divergences; refuted by the reverse or a ratio of 1."""
     if not a.primary.agree:
         return _disagreement(a.primary)
     if passes(a.primary, adjusted.primary):
@@ -188,7 +190,7 @@ def stability(contrast: Contrast, evidence: Evidence, a: Analysis, adjusted: Adj
         return _not_after_holm(a.primary.p, adjusted.primary)
     if passes(a.counter, adjusted.counter):
         reason = "learning-rate sensitivities within 0.8 to 1.25 of each other, no difference in divergences"
-        return Finding("refuted", "refuted, equally stable", reason, significant=True)
+        return Finding("refuted", "refuted, equally stable", reason, significant=True, against=True)
     return _inconclusive(
         "neither sensitivities nor divergence rates settle it",
         "run the whole learning-rate grid on more seeds",
@@ -204,7 +206,7 @@ def slope(contrast: Contrast, evidence: Evidence, a: Analysis, adjusted: Adjuste
         if not passes(a.counter, adjusted.counter):
             return _not_after_holm(a.counter.p, adjusted.counter)
         reason = f"the exponent is {a.estimate:.3f}, not {evidence.claimed:g}"
-        return Finding("refuted", "refuted", reason, significant=True)
+        return Finding("refuted", "refuted", reason, significant=True, against=True)
     if (high - low) / 2 < SLOPE_MARGIN and passes(a.primary, adjusted.primary):
         reason = f"the interval holds the claimed exponent {evidence.claimed:g} and is narrow"
         return Finding("supported", "supported", reason, significant=True)
@@ -218,11 +220,13 @@ def ordering(contrast: Contrast, evidence: Evidence, a: Analysis, adjusted: Adju
     """A significant trend with no step reversed; refuted by a significant reversal; mixed otherwise."""
     if passes(a.counter, adjusted.counter):
         reason = "two neighbouring arms, or the whole trend, are the other way round"
-        return Finding("refuted", "refuted, reversed", reason, significant=True)
+        return Finding("refuted", "refuted, reversed", reason, significant=True, against=True)
     trend = passes(a.primary, adjusted.primary)
     reversed_steps = sum(step < 0 for step in a.steps)
     if trend and not reversed_steps:
         return Finding("supported", "supported", "the arms follow the claimed order", significant=True)
+    if not trend and a.detectable is None:
+        return _inconclusive("no clear trend, and runs diverged", "run more test seeds")
     reason = (
         f"{reversed_steps} of {len(a.steps)} neighbouring steps are reversed" if trend else "no clear trend"
     )
@@ -306,15 +310,16 @@ def downgrades(
 
 
 def _failed_controls(contrast: Contrast, evidence: Evidence) -> list[Downgrade]:
-    failed = [
-        Downgrade(
-            f"the baseline fails its positive control {control.name}"
-            + (f" ({control.detail})" * bool(control.detail)),
-            "train the baseline longer, or on an easier task",
-        )
-        for control in evidence.controls
-        if not control.passed
-    ]
+    failed = []
+    for control in evidence.controls:
+        if not control.passed:
+            what = f"{control.name}: {control.detail}" if control.detail else control.name
+            failed.append(
+                Downgrade(
+                    f"the baseline fails its positive control ({what})",
+                    "train the baseline longer, or on an easier task",
+                )
+            )
     if evidence.trivial is not None and evidence.base is not None:
         gap = _gap(contrast, evidence.base, evidence.trivial)
         needed = minimum_gap(contrast) if contrast.type == "catastrophe" else 0.0
@@ -330,7 +335,8 @@ def _failed_controls(contrast: Contrast, evidence: Evidence) -> list[Downgrade]:
 
 def _gap(contrast: Contrast, base: ArmResult, trivial: float) -> float | None:
     """How much better than the trivial predictor the baseline's finite runs are on average."""
-    values = [outcome.value for outcome in base.outcomes.values() if outcome.value is not None]
+    finished = [outcome for outcome in base.outcomes.values() if not outcome.diverged]
+    values = [outcome.value for outcome in finished if outcome.value is not None]
     if not values:
         return None
     mean = sum(values) / len(values)

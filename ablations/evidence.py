@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Literal
 
@@ -17,7 +18,7 @@ class Outcome:
     """The end of one run.
 
     Attributes:
-      value: the final metric; None when the run diverged, which is a result and stays in the comparison.
+      value: the final metric; None when the run diverged, a result that stays in the comparison.
       initial: the metric before training; needed where a diverged run must count as something.
       parameters, flops, tokens: trained parameters, training FLOPs in total, training tokens; None when
         unknown.
@@ -31,7 +32,8 @@ class Outcome:
 
     @property
     def diverged(self) -> bool:
-        return self.value is None
+        """No value, or not a finite one."""
+        return self.value is None or not math.isfinite(self.value)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,9 +55,12 @@ class ArmResult:
     edge: bool = False
 
     def mean(self, quantity: Quantity) -> float | None:
-        """Mean parameters, FLOPs or tokens of the runs that state them; None when none does."""
-        stated = [getattr(outcome, quantity) for outcome in self.outcomes.values()]
-        known = [float(number) for number in stated if number is not None]
+        """Mean parameters, FLOPs or tokens of the runs that state them; None when none does.
+
+        Diverged runs stop early: they count for the parameters only.
+        """
+        runs = [run for run in self.outcomes.values() if quantity == "parameters" or not run.diverged]
+        known = [float(getattr(run, quantity)) for run in runs if getattr(run, quantity) is not None]
         return float(np.mean(known)) if known else None
 
 

@@ -225,7 +225,7 @@ def fieller(numerator: Values, denominator: Values, level: float = 0.95) -> Rati
 
 
 def recovered_fraction(trivial: float, arm: Values, base: Values, level: float = 0.95) -> Ratio:
-    """(trivial - arm) / (trivial - base): 1 when the arm equals the base, 0 when it is no better than trivial.
+    """(trivial - arm) / (trivial - base): 1 when the arm equals the base, 0 when no better than trivial.
 
     The sign cancels, so the same formula serves losses and accuracies. `trivial` is one number, the score of
     the trivial predictor on the same evaluation set.

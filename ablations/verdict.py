@@ -30,7 +30,8 @@ class Decision:
       p: of the registered test, unadjusted; None for checks and for what has not been run.
       p_adjusted, q: the same after Holm (decides) and after Benjamini-Hochberg (shown beside), within the
         config.
-      counter_p, counter_p_adjusted: of the test that can refute the claim (see `Analysis.counter`).
+      counter_p, counter_p_adjusted: of the test against the claim (see `Analysis.counter`).
+      against: the verdict rests on the test against the claim.
       estimate, interval90, interval95, n: see `Analysis`; raw intervals, never adjusted.
       downgrades: what made a verdict void.
       analysis: all numbers; None for exact and formula claims.
@@ -48,6 +49,7 @@ class Decision:
     q: float | None = None
     counter_p: float | None = None
     counter_p_adjusted: float | None = None
+    against: bool = False
     estimate: float | None = None
     interval90: Interval | None = None
     interval95: Interval | None = None
@@ -109,7 +111,11 @@ def _numbers(decision: Decision) -> str:
         if a.interval95:
             text += f" [{a.interval95[0]:{signed}.4g}, {a.interval95[1]:{signed}.4g}]"
         parts.append(text)
-    parts.append(f"{a.n} seeds, {a.method}, p = {decision.p:.3g}, Holm p = {decision.p_adjusted:.3g}")
+    p, adjusted = decision.p, decision.p_adjusted
+    which = a.method
+    if decision.against:
+        p, adjusted, which = decision.counter_p, decision.counter_p_adjusted, "test against the claim"
+    parts.append(f"{a.n} seeds, {which}, p = {p:.3g}, Holm p = {adjusted:.3g}")
     if a.rates and a.rates.test + a.rates.base:
         rates = a.rates
         parts.append(
@@ -216,11 +222,10 @@ def _decision(
     contrast: Contrast, condition: str, setting: Setting, finding: Finding, void: tuple[Downgrade, ...]
 ) -> Decision:
     if void:
+        undecided = [(finding.reason, finding.remedy)] if finding.verdict == "inconclusive" else []
+        reasons, remedies = zip(*undecided, *((cause.reason, cause.remedy) for cause in void), strict=True)
         finding = Finding(
-            "inconclusive",
-            "inconclusive",
-            "; ".join(downgrade.reason for downgrade in void),
-            "; ".join(dict.fromkeys(downgrade.remedy for downgrade in void)),
+            "inconclusive", "inconclusive", "; ".join(reasons), "; ".join(dict.fromkeys(remedies))
         )
     return Decision(
         contrast=contrast,
@@ -230,6 +235,7 @@ def _decision(
         label=finding.label,
         reason=finding.reason,
         remedy=finding.remedy,
+        against=finding.against,
         downgrades=void,
     )
 
@@ -252,7 +258,7 @@ class Overall:
 
 
 def overall(decisions: Sequence[Decision]) -> Overall:
-    """One verdict where all that were decided agree, else mixed with the list of where; see `Overall.reduced`.
+    """The verdict of all that were decided if they agree, else mixed with the list of where.
 
     Raises:
       ValueError: no decisions.

@@ -98,8 +98,8 @@ def common_seeds(*arms: ArmResult) -> list[int]:
 
 def metric(arm: ArmResult, seeds: Sequence[int], missing: float) -> npt.NDArray[np.float64]:
     """The metric `[seeds]`, with `missing` (an infinity) where the run diverged."""
-    values = (arm.outcomes[seed].value for seed in seeds)
-    return np.array([missing if value is None else value for value in values], dtype=np.float64)
+    runs = [arm.outcomes[seed] for seed in seeds]
+    return np.array([missing if run.diverged else run.value for run in runs], dtype=np.float64)
 
 
 def worst(contrast: Contrast) -> float:

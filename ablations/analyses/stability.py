@@ -72,7 +72,7 @@ def analyse_stability(contrast: Contrast, evidence: Evidence) -> Analysis:
 def _log_sensitivity_ratios(
     contrast: Contrast, shaky: ArmResult, steady: ArmResult, grid: Sequence[float], seeds: Sequence[int]
 ) -> npt.NDArray[np.float64]:
-    """log(sensitivity of shaky / of steady) `[seeds]`; empty unless every sensitivity is known and above zero."""
+    """log(sensitivity of shaky / of steady) `[seeds]`; empty unless all are known and above zero."""
     both = [
         [_sensitivity([arm.curve[rate][seed] for rate in grid], contrast) for seed in seeds]
         for arm in (shaky, steady)
@@ -86,7 +86,8 @@ def _sensitivity(outcomes: Sequence[Outcome], contrast: Contrast) -> float | Non
     initial = next((outcome.initial for outcome in outcomes if outcome.initial is not None), None)
     if initial is None:
         return None
-    return statistics.learning_rate_sensitivity([o.value for o in outcomes], initial, contrast.better)
+    values = [None if outcome.diverged else outcome.value for outcome in outcomes]
+    return statistics.learning_rate_sensitivity(values, initial, contrast.better)
 
 
 def _one_direction(

@@ -5,6 +5,7 @@ import errno
 import json
 import math
 import os
+import shutil
 import time
 import warnings
 
@@ -108,6 +109,16 @@ def test_a_damaged_entry_is_rebuilt_with_a_warning(text, cache, damage):
         assert same(dataset.load(text, cache), second)
 
 
+def test_a_truncated_entry_is_noticed_without_hashing_it(text, cache, monkeypatch):
+    monkeypatch.setattr(dataset, "_HASHED_ON_LOAD", 0)  # as for a corpus of many gigabytes
+    first = dataset.load(text, cache)
+    (entry,) = cache.iterdir()
+    os.rename(entry / "tokens.bin", entry / "torn")  # leaves the mapped file of `first` alone
+    (entry / "tokens.bin").write_bytes((entry / "torn").read_bytes()[:-2])
+    with pytest.warns(UserWarning, match=r"tokens\.bin has 12000 bytes instead of 12002"):
+        assert same(dataset.load(text, cache), first)
+
+
 def test_an_unwritable_folder_only_means_no_cache(text, cache, tmp_path):
     (tmp_path / "file").write_text("in the way")
     without = dataset.load(text, tmp_path / "file" / "tokens")
@@ -131,11 +142,22 @@ def test_a_full_disk_leaves_nothing_behind(text, cache, monkeypatch):
     assert same(data, dataset.load(text, cache))
 
 
-def test_many_processes_may_fill_the_cache_at_once(text, cache):
+def test_many_may_fill_the_cache_at_once(text, cache):
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         loaded = list(pool.map(lambda _: dataset.load(text, cache), range(8)))
     assert all(same(data, loaded[0]) for data in loaded)
     assert len(list(cache.iterdir())) == 1
+
+
+def test_a_neighbour_who_was_first_is_no_problem(text, cache, monkeypatch):
+    def neighbour_first(source, target):
+        shutil.copytree(source, target)
+        raise OSError(errno.ENOTEMPTY, "Directory not empty")
+
+    monkeypatch.setattr(dataset.os, "rename", neighbour_first)
+    data = dataset.load(text, cache)
+    assert isinstance(data.splits["train"], np.memmap)
+    assert [path.name.startswith(".") for path in cache.iterdir()] == [False]
 
 
 def test_fingerprint_is_about_tokens_and_not_about_where_they_came_from(text, cache, tmp_path):

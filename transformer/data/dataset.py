@@ -159,7 +159,7 @@ def _cut(lengths: Mapping[str, int], cut: Mapping[str, float]) -> dict[str, int]
 
 
 def _fingerprint(tokens: np.ndarray, lengths: Mapping[str, int], vocabulary: Vocabulary) -> str:
-    header = json.dumps([vocabulary.to_dict(), lengths, tokens.dtype.str], sort_keys=True)
+    header = json.dumps([vocabulary.to_dict(), lengths], sort_keys=True)
     digest = hashlib.sha256(header.encode())
     digest.update(tokens.data)
     return digest.hexdigest()[:12]

@@ -1,11 +1,11 @@
 """Checkpoints that survive a crash, a full disk and a flipped bit.
 
-Orbax commits a step atomically, but reads a flipped bit of an array back without noticing. Every checkpoint therefore
-holds two items that are committed together: `state`, the arrays by path, and `record`, which has the SHA-256 of every
-array, the caller's metadata and metric, and a digest of itself. Nothing is handed back that does not match.
+Orbax commits a step atomically, but reads a flipped bit of an array back without noticing. So every checkpoint
+holds two items that are committed together: `state`, the arrays by path, and `record`, which has the SHA-256 of
+every array, the caller's metadata and metric, and a digest of itself. What does not match is never handed back.
 
-Reading never changes the directory, so a run can be evaluated while it trains. Leftovers of a killed save are removed
-and damaged checkpoints set aside by the first save after opening.
+Reading never changes the directory: a run can be evaluated while it trains. What a killed save left behind is
+removed, and damaged checkpoints are set aside, by the first save after opening.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import hashlib
+import itertools
 import json
 import logging
 import math
@@ -39,7 +40,7 @@ class Restored:
     Attributes:
       step: completed steps.
       state: a tree like the abstract state it was restored into, on the devices that one names.
-      metadata: what was given to `save`, as JSON gives it back (tuples are lists).
+      metadata: what `save` was given, as JSON gives it back (tuples become lists).
     """
 
     step: int
@@ -50,24 +51,24 @@ class Restored:
 class Checkpoints:
     """The checkpoints of one run: the newest `keep`, and the one with the lowest metric.
 
-    One process, one writer. A failed save is reported by the next call of any method, and leaves the checkpoints
-    before it as they were.
+    One process writes; any number may read. A save that fails is reported by the next call of any method, and
+    leaves the checkpoints before it as they were.
 
     Args:
       directory: where they live, one folder per step; made by the first save.
       keep: how many of the newest to keep, at least 1.
-      warn: receives one sentence for each damaged checkpoint that is passed over.
+      warn: receives one sentence for each damaged checkpoint; printed to standard error by default.
     """
 
     def __init__(self, directory: Path, keep: int, warn: Callable[[str], None] | None = None):
         if keep < 1:
-            raise CheckpointError(f"The number of checkpoints to keep is {keep}; it must be at least 1.")
-        self.directory = Path(directory).absolute()  # Orbax takes absolute paths only
+            raise CheckpointError(f"train.keep_checkpoints is {keep}; it must be at least 1.")
+        self.directory = Path(directory).absolute()  # Orbax takes no other
         self._keep = keep
         self._warn = warn or (lambda line: print(f"warning: {line}", file=sys.stderr, flush=True))
-        self._damaged: set[int] = set()  # found by this object, still in place
+        self._damaged: set[int] = set()  # found by this object and still in place
         self._metrics: dict[int, float | None] = {}  # by step; what the preservation policy looks at
-        self._checkpointer: Any = None  # opened and used by the worker alone
+        self._checkpointer: Any = None  # opened by the first save, used on the worker thread alone
         self._worker = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: concurrent.futures.Future[None] | None = None
 
@@ -77,16 +78,16 @@ class Checkpoints:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    # --- writing -------------------------------------------------------------------------------------------------
+    # --- writing ---------------------------------------------------------------------------------------------
 
     def save(self, step: int, state: Any, metadata: dict[str, Any], metric: float | None = None) -> None:
-        """Copies the state to the host and writes it in the background; the caller may donate it at once.
+        """Copies the state to host memory and writes it in the background; the caller may donate it at once.
 
         Args:
           step: completed steps; each is saved once.
-          state: tree of arrays that this process can address in full.
-          metadata: whatever JSON can hold.
-          metric: lower is better. None, or a value that is not finite, is never the best.
+          state: tree of arrays, all addressable by this process.
+          metadata: anything that JSON can hold.
+          metric: lower is better. None, or a number that is not finite, is never the best.
 
         Raises:
           CheckpointError: this step is already saved, or the save before this one failed.
@@ -97,7 +98,7 @@ class Checkpoints:
         for leaf in leaves.values():
             if isinstance(leaf, jax.Array):
                 leaf.copy_to_host_async()
-        # A view of a CPU buffer would silently keep the next step from donating it, so this has to be a copy.
+        # A copy, not a view: a view of a CPU buffer would silently keep the next step from reusing it.
         arrays = {path: np.array(leaf) for path, leaf in leaves.items()}
         metric = float(metric) if metric is not None and math.isfinite(metric) else None
         metadata = json.loads(json.dumps(metadata))
@@ -111,13 +112,10 @@ class Checkpoints:
         """
         if self._pending is None:
             return
-        error = self._pending.exception()  # an interrupt while waiting leaves the save pending
+        error = self._pending.exception()  # interrupted here, the save stays pending
         self._pending = None
         if error is not None:
-            raise CheckpointError(
-                f"A checkpoint could not be written to {self.directory} ({_reason(error)}); "
-                "make room or mend access there and run the same command again."
-            ) from error
+            raise error
 
     def close(self) -> None:
         """Waits for the last save and lets go of the directory.
@@ -134,25 +132,30 @@ class Checkpoints:
     def _write(
         self, step: int, arrays: dict[str, np.ndarray], metadata: dict[str, Any], metric: float | None
     ) -> None:
-        """The background half of `save`; all use of the Orbax checkpointer is on this one thread."""
+        """The background half of `save`."""
         record = _make_record(step, arrays, metadata, metric)
         try:
-            self._set_damaged_aside()
-            if self._checkpointer is None:
-                self._open_checkpointer()
+            if self._damaged or self._checkpointer is None:
+                self._reopen()
             self._metrics[step] = metric
-            # `force`: when to save is the caller's choice; a policy would silently skip a step below the newest.
+            # `force`, because Orbax would silently skip a step below the newest whatever the policy says.
             self._checkpointer.save_checkpointables(step, {"state": arrays, "record": record}, force=True)
-        except BaseException:
-            # Orbax forgets the steps it meant to delete after this save; the next save opens the directory afresh,
-            # which also removes what this one left behind.
+        except Exception as error:
+            # Opening afresh removes what this save left, and finds the steps it was to delete once committed.
             self._discard_checkpointer()
-            raise
+            raise CheckpointError(
+                f"The checkpoint of step {step} could not be written to {self.directory} ({_reason(error)}); "
+                "make room or mend access there and run the same command again."
+            ) from error
 
-    def _open_checkpointer(self) -> None:
+    def _reopen(self) -> None:
+        """Sets damaged checkpoints aside and opens the directory for writing."""
         ocp = _orbax()
+        self._discard_checkpointer()
         self.directory.mkdir(parents=True, exist_ok=True)
-        self._metrics = self._stored_metrics()
+        self._metrics = {step: record["metric"] for step, record in self._intact_records().items()}
+        for step in sorted(self._damaged):
+            self._set_aside(step)
         policies = ocp.training.preservation_policies
         self._checkpointer = ocp.training.Checkpointer(
             self.directory,
@@ -164,43 +167,35 @@ class Checkpoints:
             cleanup_tmp_directories=True,
         )
 
+    def _set_aside(self, step: int) -> None:
+        """Renames a damaged checkpoint, so that its step can be saved again and nothing is lost."""
+        targets = (self.directory / f"{step}.damaged-{number}" for number in itertools.count(1))
+        with contextlib.suppress(FileNotFoundError):  # the preservation policy was faster
+            self._folder(step).rename(next(path for path in targets if not path.exists()))
+        self._damaged.remove(step)
+
     def _discard_checkpointer(self) -> None:
         checkpointer, self._checkpointer = self._checkpointer, None
         if checkpointer is not None:
             with contextlib.suppress(Exception):  # repeats the error of the save that failed
                 checkpointer.close()
 
-    def _set_damaged_aside(self) -> None:
-        """Renames the damaged checkpoints, so that their steps can be saved again and nothing is lost."""
-        if not self._damaged:
-            return
-        self._discard_checkpointer()
-        for step in sorted(self._damaged):
-            target = self.directory / f"{step}.damaged"
-            attempt = 1
-            while target.exists():
-                attempt += 1
-                target = self.directory / f"{step}.damaged-{attempt}"
-            self._folder(step).rename(target)
-            self._damaged.remove(step)
-
-    # --- reading -------------------------------------------------------------------------------------------------
+    # --- reading ---------------------------------------------------------------------------------------------
 
     def steps(self) -> list[int]:
-        """The saved steps in ascending order, without those found damaged."""
+        """The saved steps in ascending order, without those found damaged so far."""
         self.wait()
         return [step for step in self._steps_on_disk() if step not in self._damaged]
 
     def best_step(self) -> int | None:
-        """The step with the lowest metric, the earlier of two equals; None if no checkpoint has one."""
-        self.wait()
-        return next((step for _, step in _candidates(self._stored_metrics())), None)
+        """The step with the lowest metric, the earlier of two equals; None if no checkpoint has a metric."""
+        return next(iter(self._from_best()), None)
 
     def restore(self, abstract_state: Any) -> Restored | None:
         """The newest intact checkpoint, or None if there is none at all.
 
         Args:
-          abstract_state: tree of `jax.ShapeDtypeStruct`; a leaf without a sharding goes to the default device.
+          abstract_state: tree of `jax.ShapeDtypeStruct`; a leaf with no sharding goes to the default device.
 
         Raises:
           CheckpointError: the checkpoint belongs to another state, or every one is damaged.
@@ -210,8 +205,11 @@ class Checkpoints:
 
     def restore_best(self, abstract_state: Any) -> Restored | None:
         """As `restore`, but from the lowest metric upwards; checkpoints without a metric do not count."""
+        return self._first_intact(self._from_best() or sorted(self._damaged), abstract_state)
+
+    def _from_best(self) -> list[int]:
         self.wait()
-        return self._first_intact([step for _, step in _candidates(self._stored_metrics())], abstract_state)
+        return _ranked({step: record["metric"] for step, record in self._intact_records().items()})
 
     def _first_intact(self, steps: Sequence[int], abstract_state: Any) -> Restored | None:
         abstract = _by_path(abstract_state)
@@ -221,11 +219,7 @@ class Checkpoints:
                 _check_fits(record, abstract, self._folder(step))
                 arrays = self._read_arrays(step, record)
             except _Damaged as damage:
-                self._damaged.add(step)
-                self._warn(
-                    f"The checkpoint of step {step} in {self._folder(step)} is damaged ({damage}); "
-                    "trying the one before it."
-                )
+                self._report(step, damage)
                 continue
             leaves = [
                 jax.device_put(arrays[path], getattr(leaf, "sharding", None))
@@ -235,35 +229,41 @@ class Checkpoints:
             return Restored(step, state, record["metadata"])
         if steps:
             raise CheckpointError(
-                f"Every checkpoint in {self.directory} is damaged (steps {', '.join(map(str, sorted(steps)))}); "
+                f"No checkpoint in {self.directory} is intact (damaged: {', '.join(map(str, steps))}); "
                 "bring the directory back from a copy, or delete it to start from the beginning."
             )
         return None
+
+    def _report(self, step: int, damage: _Damaged) -> None:
+        if step not in self._damaged:
+            self._damaged.add(step)
+            folder = self._folder(step)
+            self._warn(f"The checkpoint of step {step} in {folder} is damaged and passed over: {damage}.")
 
     def _folder(self, step: int) -> Path:
         return self.directory / str(step)
 
     def _steps_on_disk(self) -> list[int]:
-        """Committed steps, ascending: a save in progress and a damaged folder set aside have longer names."""
+        """Committed steps, ascending; a save in progress and a checkpoint set aside have longer names."""
         if not self.directory.is_dir():
             return []
-        return sorted(
-            int(path.name) for path in self.directory.iterdir() if re.fullmatch(r"0|[1-9]\d*", path.name)
-        )
+        names = (path.name for path in self.directory.iterdir())
+        return sorted(int(name) for name in names if re.fullmatch(r"0|[1-9][0-9]*", name))
 
-    def _stored_metrics(self) -> dict[int, float | None]:
-        """The metric of every checkpoint whose record is intact."""
-        metrics = {}
+    def _intact_records(self) -> dict[int, Record]:
+        records = {}
         for step in self._steps_on_disk():
-            with contextlib.suppress(_Damaged):
-                metrics[step] = self._read_record(step)["metric"]
-        return metrics
+            try:
+                records[step] = self._read_record(step)
+            except _Damaged as damage:
+                self._report(step, damage)
+        return records
 
     def _read_record(self, step: int) -> Record:
         try:
             record = _load(self._folder(step), "record")
         except Exception as error:
-            raise _Damaged(f"its record cannot be read: {_reason(error)}") from error
+            raise _Damaged(f"its record cannot be read ({_reason(error)})") from error
         if not isinstance(record, dict) or record.pop("sha256", None) != _digest_of_record(record):
             raise _Damaged("its record does not match its own digest")
         if record["step"] != step:
@@ -275,7 +275,7 @@ class Checkpoints:
         try:
             arrays = _load(self._folder(step), "state")
         except Exception as error:
-            raise _Damaged(f"its arrays cannot be read: {_reason(error)}") from error
+            raise _Damaged(f"its arrays cannot be read ({_reason(error)})") from error
         for path, expected in record["arrays"].items():
             if path not in arrays or _describe(arrays[path]) != expected:
                 raise _Damaged(f"array {path} does not match its digest")
@@ -289,42 +289,46 @@ class _Damaged(Exception):
 class _PreserveBest:
     """Orbax preservation policy: the checkpoint with the lowest metric.
 
-    The metrics come from our own records rather than from Orbax's metrics file, which no digest covers.
+    The metrics come from our own records, not from the file that Orbax would keep them in: no digest covers it.
     """
 
     def __init__(self, metrics: dict[int, float | None]):
         self._metrics = metrics
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
-        best = _candidates({info.step: self._metrics.get(info.step) for info in checkpoints})[:1]
-        return [info.step in {step for _, step in best} for info in checkpoints]
+        best = _ranked({info.step: self._metrics.get(info.step) for info in checkpoints})[:1]
+        return [info.step in best for info in checkpoints]
 
 
-def _candidates(metrics: dict[int, float | None]) -> list[tuple[float, int]]:
-    """(metric, step) from best to worst."""
-    return sorted((metric, step) for step, metric in metrics.items() if metric is not None)
+def _ranked(metrics: dict[int, float | None]) -> list[int]:
+    """Steps from the lowest metric to the highest, without those that have none."""
+    return [step for _, step in sorted((m, step) for step, m in metrics.items() if m is not None)]
 
 
 def _by_path(tree: Any) -> dict[str, Any]:
-    """The leaves by their names: `params.blocks.0.attention.query`."""
+    """The leaves by name, such as `params.blocks.0.attention.query.kernel`."""
     leaves, _ = jax.tree.flatten_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
 
 
-# --- the record --------------------------------------------------------------------------------------------------
+# --- the record ----------------------------------------------------------------------------------------------
 
 
 def _make_record(
     step: int, arrays: dict[str, np.ndarray], metadata: dict[str, Any], metric: float | None
 ) -> Record:
-    described = {path: _describe(arrays[path]) for path in sorted(arrays)}
+    described = {path: _describe(array) for path, array in arrays.items()}
     record = {"step": step, "metric": metric, "metadata": metadata, "arrays": described}
     return {**record, "sha256": _digest_of_record(record)}
 
 
 def _describe(array: np.ndarray) -> dict[str, Any]:
-    content = hashlib.sha256(np.ascontiguousarray(array).view(np.uint8).data).hexdigest()
-    return {"dtype": array.dtype.name, "shape": list(array.shape), "sha256": content}
+    content = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    return {
+        "dtype": array.dtype.name,
+        "shape": list(array.shape),
+        "sha256": hashlib.sha256(content).hexdigest(),
+    }
 
 
 def _digest_of_record(record: Record) -> str:
@@ -339,36 +343,39 @@ def _check_fits(record: Record, abstract: dict[str, Any], folder: Path) -> None:
         there, here = saved.get(path, "absent"), wanted.get(path, "absent")
         if there != here:
             raise CheckpointError(
-                f"The checkpoint {folder} belongs to another state: {path} is {there} in it and {here} in this "
-                "model; use the config it was written with, or another directory."
+                f"The checkpoint {folder} belongs to another state: {path} is {there} in it and {here} in "
+                "this run; use the config it was written with, or another directory."
             )
 
 
-# --- Orbax -------------------------------------------------------------------------------------------------------
+# --- Orbax ---------------------------------------------------------------------------------------------------
 
 
 def _orbax() -> Any:
-    """Imports Orbax where it is used, for that takes half a second, and keeps its notes off the terminal."""
+    """Imports Orbax where it is used, which takes half a second, and keeps its notes off the terminal."""
     from absl import logging as absl_logging
 
     absl_logging.get_absl_logger().addFilter(_not_from_orbax)
+    logging.getLogger("asyncio").addFilter(_not_from_orbax)
     from orbax.checkpoint import v1
 
     return v1
 
 
 def _not_from_orbax(entry: logging.LogRecord) -> bool:
-    """Everything that matters to the user comes as an exception; Orbax logs it a second time, with a traceback."""
-    return f"{os.sep}orbax{os.sep}checkpoint{os.sep}" not in entry.pathname
+    """Drops what Orbax logs, tracebacks included: all that matters to the user comes as an exception as well."""
+    from_orbax = f"{os.sep}orbax{os.sep}checkpoint{os.sep}" in entry.pathname
+    return not (from_orbax or "tensorstore_spec" in entry.getMessage())
 
 
 def _context() -> Any:
-    """Orbax's settings: the record is JSON text, where Orbax by itself would make arrays of its numbers."""
+    """Orbax's settings for our two items."""
     ocp = _orbax()
     registry = ocp.handlers.local_registry()
-    registry.add(ocp.handlers.JsonHandler, checkpointable_name="record")
+    registry.add(ocp.handlers.JsonHandler, checkpointable_name="record")  # else its numbers become arrays
     context = ocp.Context()
     context.checkpointables.registry = registry
+    context.array.saving.use_compression = False  # twice as fast; weights and moments shrink by 8% at best
     return context
 
 
@@ -378,6 +385,8 @@ def _load(folder: Path, item: str) -> Any:
 
 
 def _reason(error: BaseException) -> str:
-    """The first line of an error, without the source locations that follow in those of TensorStore."""
-    text = str(error) or type(error).__name__
-    return text.splitlines()[0][:160]
+    """What went wrong at the bottom of an Orbax error, which begins with the caller and ends with settings."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = re.sub(r" \[\w+=.*", "", str(error) or type(error).__name__, flags=re.DOTALL)
+    return " ".join(": ".join(text.split(": ")[-2:]).split()).rstrip(".")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
-import functools
 import html
 import os
 import queue
@@ -25,7 +23,6 @@ _INIT_TIMEOUT = 10.0  # seconds wandb may look for its server
 _FINISH_TIMEOUT = 10.0  # seconds it may go on uploading at the end; what is left stays on disk
 _PATIENCE = 60.0  # seconds a single call may take before wandb counts as hanging
 _CLOSE_TIMEOUT = 20.0  # seconds the end of a run may wait for it
-_EXIT_TIMEOUT = 5.0  # seconds the end of the process may wait for it
 _CLOSE_SILENTLY = 3.0  # of these, how many pass before the user is told why
 
 _FROM_ENVIRONMENT = {  # values of WANDB_MODE; the second of each pair is wandb's older name
@@ -159,10 +156,7 @@ class WandbSink:
     def _work(self, info: RunInfo) -> None:
         method = ""
         try:
-            try:
-                run = self._init(info)
-            finally:
-                _bound_exit()
+            run = self._init(info)
             while method != "close":
                 self._busy_since = None
                 method, arguments = self._calls.get()
@@ -172,6 +166,8 @@ class WandbSink:
             self._error = error if isinstance(error, Exception) else RuntimeError(repr(error))
 
     def _init(self, info: RunInfo) -> Any:
+        # wandb's reports on its own errors keep the end of a process waiting for a server that does not answer.
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         import wandb
 
         wandb.setup(wandb.Settings(silent=True, console="off"))
@@ -241,22 +237,6 @@ class WandbSink:
             run.finish(exit_code=_EXIT_CODES.get(state, 1))
         except TimeoutError:
             self._say(f"wandb: could not send everything; publish later with: wandb sync {self._record}")
-
-
-@functools.cache
-def _bound_exit() -> None:
-    """Has the process end without waiting long for wandb, whose own exit hook waits as long as a server is silent.
-
-    Hooks run last in, first out: this must follow the one that wandb sets when it starts its service.
-    """
-    import wandb
-
-    def leave() -> None:
-        teardown = threading.Thread(target=wandb.teardown, daemon=True)
-        teardown.start()
-        teardown.join(_EXIT_TIMEOUT)
-
-    atexit.register(leave)
 
 
 def _named(row: Mapping[str, Any]) -> dict[str, Any]:
