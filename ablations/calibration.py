@@ -81,7 +81,7 @@ def simulate(
 
 
 def false_difference_rate(decided: Sequence[Sequence[Decision]]) -> float:
-    """Share of families of superiority contrasts that state a difference: false ones when arms are identical."""
+    """Share of families whose superiority contrasts state a difference: false ones for identical arms."""
     stated = {"supported", "supported, negligible", "refuted, reversed"}
     return float(np.mean([any(decision.label in stated for decision in family) for family in decided]))
 

@@ -77,6 +77,11 @@ class ArmCell:
     is_baseline: bool = False
 
     @property
+    def has_twins(self) -> bool:
+        """Whether each test seed is trained a second time from other initial weights (the noise floor)."""
+        return self.is_baseline and self.settings.verdicts
+
+    @property
     def hash(self) -> str:
         """Identity of everything but learning rate and seed: equal arms of different ablations share their runs."""
         return config_hash(replace(self.config, {"optimizer.learning_rate": 1e-3, "seed": 0}))
@@ -145,7 +150,7 @@ class ArmCell:
         best = self.best_learning_rate(scores)
         if best is not None and all(member in scores for member in needed):
             needed += [Member(best, seed) for seed in range(self.settings.test_seeds)]
-            if self.is_baseline and self.settings.verdicts:
+            if self.has_twins:
                 needed += [Member(best, seed, twin=True) for seed in range(self.settings.test_seeds)]
         return needed
 

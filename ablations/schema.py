@@ -112,6 +112,9 @@ class Ablation:
       arms: name -> Arm; the first is the baseline and the default of `--config=FILE`.
       base: fields set for every cell, before profile, condition and arm.
       matched: what the arms have in common by construction ("parameters", "flops", "tokens", ...).
+      probes: what is measured on each trained member beside its loss (`ablations/probes.py`).
+      positive_control: the reference the baseline's loss must beat before it may judge others: `unigram`, `bigram`
+        (entropies of the validation text), or empty for none.
       primary_metric: the field of the final evaluation that tuning minimises or maximises.
     """
 
@@ -122,6 +125,8 @@ class Ablation:
     profiles: Mapping[str, Profile] = dataclasses.field(default_factory=dict)
     base: Overrides = dataclasses.field(default_factory=dict)
     matched: tuple[str, ...] = ("tokens",)
+    probes: tuple[str, ...] = ()
+    positive_control: str = "bigram"
     primary_metric: str = "loss"
     better: Literal["lower", "higher"] = "lower"
 

@@ -1,6 +1,6 @@
 """A plain GPT in PyTorch: the peer that our training step is measured against.
 
-The model of Radford et al. (2019) with the choices our reference model makes, so that both do the same work: pre-norm
+The model of Radford et al. (2019) with the choices of our side, so that both do the same work: pre-norm
 blocks, learned positions, exact GELU, no biases anywhere, no dropout, logits from the embedding table.
 """
 
@@ -91,7 +91,7 @@ class GPT(nn.Module):
 def make_optimizer(
     model: GPT, learning_rate: float, weight_decay: float, beta1: float, beta2: float, epsilon: float
 ) -> torch.optim.Optimizer:
-    """AdamW that decays tables and matrices but not gains; PyTorch's fused kernel, its fastest on a CPU too."""
+    """AdamW in PyTorch's fused kernel; decays tables and matrices but not gains."""
     parameters = list(model.parameters())
     groups = [
         {"params": [p for p in parameters if p.dim() == 2], "weight_decay": weight_decay},
@@ -117,7 +117,7 @@ def load_weights(model: GPT, params: Mapping[str, np.ndarray]) -> None:
     """Copies the weights of our model in, so that both sides start from the same point.
 
     Args:
-      params: arrays by parameter path, such as `blocks.0.attention.branch.query.kernel`; kernels are [d_in, d_out].
+      params: arrays by parameter path, `blocks.0.attention.branch.query.kernel`; kernels are [d_in, d_out].
     """
 
     def copy(weight: torch.Tensor, *paths: str) -> None:

@@ -66,9 +66,7 @@ def one_switch(*prefixes: str) -> list[dict[str, Any]]:
 
 def label(overrides: dict[str, Any]) -> str:
     """A test id."""
-    return (
-        ",".join(f"{path.removeprefix('model.')}={value}" for path, value in overrides.items()) or "default"
-    )
+    return ",".join(f"{path.removeprefix('model.')}={value}" for path, value in overrides.items()) or "default"
 
 
 # A second valid value of fields whose type alone does not tell one.
@@ -132,9 +130,7 @@ def named(tree: Any) -> dict[str, Any]:
 def initial(config: Config, seed: int | None = None) -> dict[str, np.ndarray]:
     """The initial weights of a config as arrays, by dotted name."""
     model = build(config, seed=seed)
-    return {
-        name: np.asarray(leaf) for name, leaf in named(nnx.to_pure_dict(nnx.state(model, nnx.Param))).items()
-    }
+    return {name: np.asarray(leaf) for name, leaf in named(nnx.to_pure_dict(nnx.state(model, nnx.Param))).items()}
 
 
 def declared(config: Config) -> dict[str, tuple[tuple[int, ...], str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
-from transformer.config import resolve, schema, to_flat
+from transformer.config import apply_overrides, default_config, resolve, schema, to_flat
 from transformer.errors import ConfigError, UserError, did_you_mean
 from transformer.schema import Config
 
@@ -61,7 +62,9 @@ def parse(argv: list[str], usage: str) -> None:
         SyntaxError,
         ImportError,
     ) as error:
-        raise ConfigError(_one_line(error)) from error
+        file = next((a.split("=", 1)[1] for a in argv if a.lstrip("-").startswith("config=")), "")
+        loading = "" if isinstance(error, flags.Error) else f"--config={file} could not be loaded: "
+        raise ConfigError(_one_line(error, loading)) from error
     if len(rest) > 1:
         raise ConfigError(f"{rest[1]!r} is not a flag; fields are set as --config.field=value.")
 
@@ -79,7 +82,8 @@ def config_from_flag() -> ConfigFlag:
     try:
         values = flag.value.to_dict()  # a file that could not be loaded says so only now
     except (OSError, AttributeError) as error:
-        raise ConfigError(f"--config={file} could not be loaded: {_one_line(error)}") from error
+        problem = _one_line(error.__cause__ or error, f"--config={file} could not be loaded: ")
+        raise ConfigError(problem) from error
     stem = Path(file).stem
     return ConfigFlag(resolve(values), stem.removeprefix("ablation_"), arm)
 
@@ -123,16 +127,24 @@ def _check_names(arguments: list[str]) -> None:
             raise ConfigError(f"There is no flag --{field}.{hint}")
 
 
-def _one_line(error: BaseException) -> str:
-    """What went wrong, in one line: our own message if one is behind it, else the last line, which names the cause."""
+def _one_line(error: BaseException, prefix: str = "") -> str:
+    """What went wrong, in one line: our own message if one is behind it, else `prefix` and the last line, which names
+    the cause."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, UserError):
             return str(cause)
         cause = cause.__cause__ or cause.__context__
     text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1][:400] if lines else type(error).__name__
+    if field := re.match(r"flag --config\.([\w.]+)=(.*?): ", text, re.DOTALL):
+        try:
+            apply_overrides(default_config(), {field[1]: field[2]})
+        except ConfigError as ours:
+            return str(ours)
+    lines = [line.strip() for line in text.splitlines() if line.strip()] or [type(error).__name__]
+    if "get_config() takes 0 positional arguments" in lines[-1]:
+        return f"{lines[0].split(': ')[0]}: this config has no arms; leave out what follows the colon."
+    return prefix + lines[-1][:400]
 
 
 def _help(usage: str) -> str:

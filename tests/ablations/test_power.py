@@ -31,7 +31,14 @@ def test_minimum_detectable_effect(
 
 @pytest.mark.parametrize(
     ("n", "at_80", "at_90"),
-    [(5, 1.60, 1.81), (8, 1.15, 1.30), (10, 1.00, 1.13), (12, 0.90, 1.02), (16, 0.77, 0.86), (20, 0.68, 0.76)],
+    [
+        (5, 1.60, 1.81),
+        (8, 1.15, 1.30),
+        (10, 1.00, 1.13),
+        (12, 0.90, 1.02),
+        (16, 0.77, 0.86),
+        (20, 0.68, 0.76),
+    ],
 )
 def test_equivalence_margin_needed(n: int, at_80: float, at_90: float) -> None:
     assert power.equivalence_margin_needed(n, 0.8) == pytest.approx(at_80, abs=0.011)

@@ -45,9 +45,7 @@ def check_dense(mask: Mask, positions: np.ndarray, made_as: Mask | None = None) 
 
 
 COMBINATIONS = [
-    pytest.param(
-        causal, window, prefix, segments, positions, id=f"{causal}-{window}-{prefix}-{segments}-{positions}"
-    )
+    pytest.param(causal, window, prefix, segments, positions, id=f"{causal}-{window}-{prefix}-{segments}-{positions}")
     for causal, window, prefix, segments, positions in itertools.product(
         (True, False), (None, 1, 3), (False, True), (False, True), POSITIONS
     )

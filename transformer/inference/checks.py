@@ -77,16 +77,18 @@ def check_position(subject: Subject) -> dict[str, Any]:
 def check_generate(subject: Subject) -> dict[str, Any]:
     """A greedy and a sampled continuation, and decoding speed."""
     run, decode = subject.run, subject.run.config.decode
+    known = run.model.position.max_length
     if decode.prompt:
         prompt = run.vocabulary.encode(decode.prompt)[None]
-    else:
-        prompt = np.asarray(subject.dataset.splits[subject.split][:PROMPT_TOKENS], np.int32)[None]
-    known = run.model.position.max_length
-    count = decode.max_new_tokens if known is None else min(decode.max_new_tokens, known - prompt.shape[1])
-    if count < 1:
+    else:  # from the split, and short enough to leave room for an answer
+        length = PROMPT_TOKENS if known is None else max(1, min(PROMPT_TOKENS, known // 2))
+        prompt = np.asarray(subject.dataset.splits[subject.split][:length], np.int32)[None]
+    room = decode.max_new_tokens if known is None else known - prompt.shape[1]
+    if room < min(1, decode.max_new_tokens):
         raise UserError(
-            f"The prompt has {prompt.shape[1]} tokens and fills all {known} positions the model knows."
+            f"decode.prompt has {prompt.shape[1]} tokens, but the model knows {known} positions; shorten it."
         )
+    count = min(decode.max_new_tokens, room)
     texts: dict[str, Any] = {"prompt": run.vocabulary.decode(prompt[0]), "new_tokens": count}
     for name, temperature in (("greedy", 0.0), ("sampled", decode.temperature)):
         tokens = generate(run.model, prompt, count, temperature, run.config.seed)

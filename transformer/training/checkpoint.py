@@ -1,11 +1,12 @@
 """Checkpoints that survive a crash, a full disk and a flipped bit.
 
-Orbax commits a step atomically, but reads a flipped bit of an array back without noticing. So every checkpoint
-holds two items that are committed together: `state`, the arrays by path, and `record`, which has the SHA-256 of
-every array, the caller's metadata and metric, and a digest of itself. What does not match is never handed back.
+Orbax commits a step atomically, but reads a flipped bit of an array back without noticing. So every
+checkpoint holds two items, committed together: `state`, the arrays by path, and `record`, which has the
+SHA-256 of every array, the caller's metadata and metric, and a digest of itself. What does not match is never
+handed back.
 
-Reading never changes the directory: a run can be evaluated while it trains. What a killed save left behind is
-removed, and damaged checkpoints are set aside, by the first save after opening.
+Reading never changes the directory, so a run can be evaluated while it trains. The first save after opening
+removes what a killed save left behind and sets damaged checkpoints aside.
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ class Checkpoints:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    # --- writing ---------------------------------------------------------------------------------------------
+    # --- writing ------------------------------------------------------------------------------------------
 
     def save(self, step: int, state: Any, metadata: dict[str, Any], metric: float | None = None) -> None:
         """Copies the state to host memory and writes it in the background; the caller may donate it at once.
@@ -180,7 +181,7 @@ class Checkpoints:
             with contextlib.suppress(Exception):  # repeats the error of the save that failed
                 checkpointer.close()
 
-    # --- reading ---------------------------------------------------------------------------------------------
+    # --- reading ------------------------------------------------------------------------------------------
 
     def steps(self) -> list[int]:
         """The saved steps in ascending order, without those found damaged so far."""
@@ -289,7 +290,7 @@ class _Damaged(Exception):
 class _PreserveBest:
     """Orbax preservation policy: the checkpoint with the lowest metric.
 
-    The metrics come from our own records, not from the file that Orbax would keep them in: no digest covers it.
+    The metrics come from our own records, not from Orbax's metrics file, which no digest covers.
     """
 
     def __init__(self, metrics: dict[int, float | None]):
@@ -311,7 +312,7 @@ def _by_path(tree: Any) -> dict[str, Any]:
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
 
 
-# --- the record ----------------------------------------------------------------------------------------------
+# --- the record -------------------------------------------------------------------------------------------
 
 
 def _make_record(
@@ -324,11 +325,8 @@ def _make_record(
 
 def _describe(array: np.ndarray) -> dict[str, Any]:
     content = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-    return {
-        "dtype": array.dtype.name,
-        "shape": list(array.shape),
-        "sha256": hashlib.sha256(content).hexdigest(),
-    }
+    digest = hashlib.sha256(content.data).hexdigest()
+    return {"dtype": array.dtype.name, "shape": list(array.shape), "sha256": digest}
 
 
 def _digest_of_record(record: Record) -> str:
@@ -348,7 +346,7 @@ def _check_fits(record: Record, abstract: dict[str, Any], folder: Path) -> None:
             )
 
 
-# --- Orbax ---------------------------------------------------------------------------------------------------
+# --- Orbax ------------------------------------------------------------------------------------------------
 
 
 def _orbax() -> Any:
@@ -363,7 +361,7 @@ def _orbax() -> Any:
 
 
 def _not_from_orbax(entry: logging.LogRecord) -> bool:
-    """Drops what Orbax logs, tracebacks included: all that matters to the user comes as an exception as well."""
+    """Drops what Orbax logs, tracebacks included: what matters to the user is raised as well."""
     from_orbax = f"{os.sep}orbax{os.sep}checkpoint{os.sep}" in entry.pathname
     return not (from_orbax or "tensorstore_spec" in entry.getMessage())
 
@@ -375,6 +373,9 @@ def _context() -> Any:
     registry.add(ocp.handlers.JsonHandler, checkpointable_name="record")  # else its numbers become arrays
     context = ocp.Context()
     context.checkpointables.registry = registry
+    # On the worker thread this costs nothing. Otherwise, where a folder cannot be made, Orbax leaves threads that
+    # wait for it and keep the process from exiting for five minutes.
+    context.asynchronous.create_directories_asynchronously = False
     context.array.saving.use_compression = False  # twice as fast; weights and moments shrink by 8% at best
     return context
 
@@ -385,7 +386,7 @@ def _load(folder: Path, item: str) -> Any:
 
 
 def _reason(error: BaseException) -> str:
-    """What went wrong at the bottom of an Orbax error, which begins with the caller and ends with settings."""
+    """What went wrong at the bottom of an Orbax error, which starts with its caller and ends in settings."""
     while error.__cause__ is not None:
         error = error.__cause__
     text = re.sub(r" \[\w+=.*", "", str(error) or type(error).__name__, flags=re.DOTALL)

@@ -107,7 +107,9 @@ class Loop:
         state = self._compile(state)
         while step < train.steps and self.interrupts.exit_code is None:
             num_steps = self._next_call(step)
-            self.profiler.at(step)
+            if step in self.profiler.boundaries:
+                self._finish()  # the trace holds whole calls, and none of the call before
+                self.profiler.at(step)
             state, self.pending = self._dispatch(state, step, num_steps)
             step += num_steps
             if self.seconds_per_step is None:
@@ -200,6 +202,7 @@ class Loop:
             )
             progress.loss_sum, progress.loss_count = 0.0, 0
         if not finite:
+            self.profiler.close()
             raise Diverged(step)
 
     def _write(self, split: str, values: dict[str, Any]) -> None:
@@ -227,11 +230,15 @@ class Loop:
     def final_evaluation(self, state: TrainState) -> dict[str, float]:
         """The whole validation split, and the test split where there is one, once: {"validation_loss": ...}."""
         summary: dict[str, float] = {}
+        # What an attempt measured that was killed before it could say "done".
+        known = {row["split"]: row for row in self.run_directory.rows() if row.get("final")}
         for split in ("validation", "test"):
             if split in self.dataset.splits:
-                result = evaluate(self.program, state, self.dataset.splits[split])
-                result.pop("loss_by_position")
-                self._write(split, {**result, "final": True})
+                result = known.get(split)
+                if result is None:
+                    result = evaluate(self.program, state, self.dataset.splits[split])
+                    result.pop("loss_by_position")
+                    self._write(split, {**result, "final": True})
                 summary[f"{split}_loss"] = result["loss"]
                 summary[f"{split}_bits_per_byte"] = result["bits_per_byte"]
         return summary

@@ -89,10 +89,15 @@ def train(
             say(f"already {finished['state']}: {workdir}")
             return Outcome(finished["state"], finished, workdir)
         interrupts = stack.enter_context(Interrupts())
-        dataset = dataset or datasets.load(config.data)
+        try:
+            dataset = dataset or datasets.load(config.data)
+            program = program or make_program(config, dataset)
+        except UserError:
+            if finished.get("state") == "planned":  # a slip in the config claims no directory
+                (run.path / "config.json").unlink()
+            raise
         say(f"data: {dataset.description}; fingerprint {dataset.fingerprint}")
         say(_bounds(dataset))
-        program = program or make_program(config, dataset)
         write_json(run.path / "vocabulary.json", dataset.vocabulary.to_dict())
 
         checkpoints = Checkpoints(run.path / "checkpoints", config.train.keep_checkpoints, warn=say)
@@ -113,7 +118,7 @@ def train(
                 hash=config_hash(config),
                 workdir=run.path,
                 total_steps=config.train.steps,
-                resumed_from=progress.step or None,
+                resumed_from=progress.step,
                 attempt=run.attempt,
             )
         )
@@ -130,12 +135,16 @@ def train(
                 loop = Loop(config, program, dataset, feed, run, sinks, checkpoints, interrupts, progress)
                 ended, summary = _run(loop, state, interrupts)
             checkpoints.wait()
-        except BaseException:
+        except BaseException as error:
+            run.event("failed", step=progress.step, error=type(error).__name__)
             run.set_status("failed", step=progress.step)
+            sinks.event("failed", {"step": progress.step})
             sinks.close("failed", {})
             raise
         run.event(ended, step=progress.step)
         run.set_status(ended, **summary)
+        if ended == "diverged":
+            sinks.event(ended, {"step": progress.step})
         sinks.close(ended, summary)
         if ended in ("preempted", "interrupted"):
             say(f"{ended} at step {progress.step}, saved; run the same command again to resume: {workdir}")
@@ -291,8 +300,10 @@ class LoadedRun:
     step: int
 
 
-def load(workdir: str | Path, which: str = "last") -> LoadedRun:
+def load(workdir: str | Path, which: str = "last", program: Program | None = None) -> LoadedRun:
     """Opens the newest (`last`) or lowest-validation-loss (`best`) checkpoint of a run directory.
+
+    `program` is that of an earlier member of the same arm, to compile once.
 
     Raises:
       UserError: the directory is no run, or holds no checkpoint.
@@ -302,7 +313,7 @@ def load(workdir: str | Path, which: str = "last") -> LoadedRun:
     if not (path / "vocabulary.json").is_file():
         raise UserError(f"{path} has not been trained yet: run train.py with the same --workdir first.")
     vocabulary = Vocabulary.from_dict(read_json(path / "vocabulary.json"))
-    program = Program(config, vocabulary.size, vocabulary.bytes_per_token)
+    program = program or Program(config, vocabulary.size, vocabulary.bytes_per_token)
     with contextlib.closing(
         Checkpoints(
             path / "checkpoints", config.train.keep_checkpoints, warn=lambda m: print(m, file=sys.stderr)

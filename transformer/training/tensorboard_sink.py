@@ -32,7 +32,9 @@ class TensorboardSink:
         from tensorboardX import SummaryWriter
 
         purge = {"purge_step": info.resumed_from + 1} if info.resumed_from else {}
-        self._writer = SummaryWriter(str(info.workdir / "tb"), flush_secs=10, **purge)
+        # The suffix keeps two attempts within one second from writing the same file.
+        suffix = f".{info.attempt}"
+        self._writer = SummaryWriter(str(info.workdir / "tb"), flush_secs=10, filename_suffix=suffix, **purge)
         if not info.resumed_from:
             self._writer.add_text("config", f"```\n{json.dumps(info.config, indent=1)}\n```", 0)
 

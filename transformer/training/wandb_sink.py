@@ -132,11 +132,11 @@ class WandbSink:
         silent = min(_CLOSE_SILENTLY, self._close_timeout)
         self._thread.join(silent)
         if self._thread.is_alive():
-            self._say(f"wandb: finishing, for at most {self._close_timeout:.0f} s")
+            self._say(f"wandb: finishing, for at most {self._close_timeout:g} s")
             self._thread.join(self._close_timeout - silent)
         if self._thread.is_alive():
             later = f"; publish the rest with: wandb sync {self._record}" if self._record else ""
-            self._say(f"wandb: not finished after {self._close_timeout:.0f} s, left behind{later}")
+            self._say(f"wandb: not finished after {self._close_timeout:g} s, left behind{later}")
         elif self._error:
             raise self._error
 
@@ -148,7 +148,7 @@ class WandbSink:
         busy_since = self._busy_since  # the other thread may reset it meanwhile
         if busy_since is not None and time.monotonic() - busy_since > self._patience:
             self._calls.put(("close", ("failed", {})))  # should it wake up again
-            raise TimeoutError(f"no answer for {self._patience:.0f} s")
+            raise TimeoutError(f"no answer for {self._patience:g} s")
         self._calls.put((method, arguments))
 
     # --- On the background thread ---------------------------------------------------------------------------
@@ -166,7 +166,7 @@ class WandbSink:
             self._error = error if isinstance(error, Exception) else RuntimeError(repr(error))
 
     def _init(self, info: RunInfo) -> Any:
-        # wandb's reports on its own errors keep the end of a process waiting for a server that does not answer.
+        # wandb's reports about itself make the end of a process wait for a server that does not answer.
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         import wandb
 

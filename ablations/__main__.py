@@ -1,0 +1,54 @@
+"""The lab's commands: `python -m ablations list | plan | run | status | report | explain | try | diff`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from transformer.errors import UserError
+
+RUNS = Path("runs") / "arms"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parses and runs one command; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m ablations", description="Ask a question, get a verdict.")
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    listing = commands.add_parser("list", help="ablations, or claims of one kind")
+    listing.add_argument("--kind", choices=["exact", "training", "inference", "accounting", "performance"])
+    for name, text in (
+        ("plan", "what a run would train: arms, parameters, FLOPs, time, detectable effect"),
+        ("run", "train every arm, judge, and write the page"),
+        ("status", "how far runs are"),
+        ("report", "judge what is there and write the page"),
+    ):
+        sub = commands.add_parser(name, help=text)
+        sub.add_argument("names", nargs="+" if name in ("plan", "run") else "*", metavar="NAME")
+        sub.add_argument("--profile", default="quick", help="smoke, demo, quick or full")
+        sub.add_argument("--runs", type=Path, default=RUNS, help="where arms are stored")
+        if name == "run":
+            sub.add_argument("--workers", type=int, default=0, help="processes at a time; 0: one per core")
+            sub.add_argument("--retry-failed", action="store_true", help="train failed members again")
+        if name in ("run", "report"):
+            sub.add_argument("--out", type=Path, default=Path("runs") / "reports", help="where pages are written")
+    explain = commands.add_parser("explain", help="one claim: what is said, what was done, the verdict")
+    explain.add_argument("claim")
+    explain.add_argument("--runs", type=Path, default=RUNS)
+    differ = commands.add_parser("diff", help="what two runs differ in")
+    differ.add_argument("first", type=Path)
+    differ.add_argument("second", type=Path)
+    arguments = parser.parse_args(argv)
+
+    from ablations import commands as actions
+
+    try:
+        return getattr(actions, arguments.command + "_command")(arguments)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

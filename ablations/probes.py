@@ -1,0 +1,61 @@
+"""What is measured on a trained member beside its loss. A probe is one registry entry; an ablation names those it needs."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from transformer.data.dataset import Dataset
+from transformer.registry import Registry
+from transformer.schema import Config
+from transformer.training.objectives import cross_entropy
+from transformer.training.step import Program, TrainState
+
+PROBES = Registry("Ablation.probes")
+
+
+class Probe(Protocol):
+    """Measures one trained member."""
+
+    def __call__(self, config: Config, program: Program, state: TrainState, dataset: Dataset) -> dict[str, float]: ...
+
+
+@PROBES.register("prefix_loss")
+def prefix_loss(config: Config, program: Program, state: TrainState, dataset: Dataset) -> dict[str, float]:
+    """Loss when the future is really absent: each prefix is given alone and only its next token is scored.
+
+    A causal model scores the same as under teacher forcing. A model that was allowed to look at the tokens it
+    predicts shows here what it has learned to do without them.
+
+    Returns:
+      `prefix_loss` (nats per token) over 64 windows at 8 prefix lengths, and `teacher_forced_loss` at the same places.
+    """
+    length = config.data.sequence_length
+    tokens = np.asarray(dataset.splits["validation"][: 64 * (length + 1)]).astype(np.int32)
+    windows = tokens[: len(tokens) // (length + 1) * (length + 1)].reshape(-1, length + 1)
+    lengths = np.unique(np.linspace(1, length, min(8, length)).astype(int))
+
+    @jax.jit
+    def last_token_loss(state: TrainState, inputs: jax.Array, targets: jax.Array) -> jax.Array:
+        logits = program.model(state)(inputs)
+        return cross_entropy(logits[:, -1:], targets[:, None], 0.0)[0].mean()
+
+    @jax.jit
+    def forced_loss(state: TrainState, windows: jax.Array) -> jax.Array:
+        logits = program.model(state)(windows[:, :-1])
+        return cross_entropy(logits, windows[:, 1:], 0.0)[0].mean(axis=0)
+
+    alone = [float(last_token_loss(state, windows[:, :n], windows[:, n])) for n in lengths]
+    forced = np.asarray(forced_loss(state, jnp.asarray(windows)))[lengths - 1]
+    return {"prefix_loss": float(np.mean(alone)), "teacher_forced_loss": float(forced.mean())}
+
+
+def measure(names: tuple[str, ...], **member: Any) -> dict[str, float]:
+    """All named probes of one member."""
+    found: dict[str, float] = {}
+    for name in names:
+        found.update(PROBES.build(name, **member))
+    return found

@@ -1,0 +1,391 @@
+"""From records to the report data: evidence for every contrast, verdicts, arms, noise, provenance. Nothing is typed by hand."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ablations import catalog, claims, confounds, store
+from ablations.cells import ArmCell, Member, cells
+from ablations.evidence import ArmResult, Control, Evidence, Outcome, Setting
+from ablations.power import noise_floor
+from ablations.schema import Ablation, Contrast
+from ablations.store import Record
+from ablations.verdict import ESTIMATE_NAMES, Decision, judge_all, overall
+
+UNITS = {"loss": "nats per token", "prefix_loss": "nats per token", "teacher_forced_loss": "nats per token"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Results:
+    """Everything found on disk for one ablation at one profile.
+
+    Attributes:
+      arms: each arm with its records, test seeds at the chosen learning rate last.
+      tampered: records whose digest does not fit; they count as missing.
+    """
+
+    name: str
+    ablation: Ablation
+    profile: str
+    arms: list[tuple[ArmCell, dict[Member, Record]]]
+    tampered: list[str]
+
+
+def collect(name: str, profile: str, runs: Path) -> Results:
+    """Reads all records of an ablation at a profile."""
+    ablation = catalog.load(name)
+    arms, tampered = [], []
+    for cell in cells(name, ablation, profile):
+        records, changed = store.read_arm(cell.directory(runs))
+        arms.append((cell, records))
+        tampered += changed
+    return Results(name, ablation, profile, arms, tampered)
+
+
+def registered(name: str, ablation: Ablation) -> tuple[str, ...]:
+    """`ablation:claim:hash` of every contrast, as records keep them."""
+    return tuple(f"{name}:{contrast.claim}:{contrast.hash}" for contrast in ablation.contrasts)
+
+
+def summarize(results: Results) -> dict[str, Any]:
+    """The report data of an ablation at a profile (see `ablations/report/`)."""
+    ablation, settings = results.ablation, results.ablation.profiles[results.profile]
+    setting = Setting(
+        profile=results.profile,
+        scale=_scale(results),
+        verdicts=settings.verdicts,
+        min_seeds=min((c.min_seeds for c in ablation.contrasts), default=None) if settings.test_seeds < 8 else None,
+        may_differ=frozenset(q for q in ("parameters", "flops", "tokens") if q not in ablation.matched),  # type: ignore[misc]
+    )
+    conditions = settings.conditions or tuple(ablation.conditions)
+    evidence = {
+        (contrast.hash, condition): _evidence(results, contrast, condition)
+        for contrast in ablation.contrasts
+        for condition in contrast.conditions or conditions
+    }
+    decisions = judge_all(ablation.contrasts, evidence, setting, conditions)
+    arms = [_arm(results, cell, records) for cell, records in results.arms]
+    by_claim = _claims(decisions)
+    return {
+        "name": results.name,
+        "question": ablation.question,
+        "profile": results.profile,
+        "scale": setting.scale,
+        "verdicts": settings.verdicts,
+        "metric": ablation.primary_metric,
+        "better": ablation.better,
+        "unit": UNITS.get(ablation.primary_metric, ""),
+        "matched": list(ablation.matched),
+        "headline": _headline(by_claim, results),
+        "progress": _progress(results),
+        "claims": by_claim,
+        "decisions": [_decision(d, results, evidence) for d in decisions],
+        "arms": arms,
+        "noise": _noise(results),
+        "references": _references(results),
+        "checks": [],
+        "provenance": _provenance(results),
+    }
+
+
+# --- evidence ----------------------------------------------------------------------------------------------------
+
+
+def _find(results: Results, arm: str, condition: str) -> tuple[ArmCell, dict[Member, Record]] | None:
+    return next(((c, r) for c, r in results.arms if c.arm == arm and c.condition == condition), None)
+
+
+def _evidence(results: Results, contrast: Contrast, condition: str) -> Evidence | None:
+    if contrast.type in ("exact", "formula"):
+        return None
+    names = contrast.arms or (contrast.test, contrast.base)
+    found = [_arm_result(results, name, condition, contrast.metric) for name in names]
+    if any(arm is None for arm in found):
+        return None
+    arms = [arm for arm in found if arm is not None]
+    base = _find(results, names[-1], condition)
+    controls = _controls(results, condition)
+    trivial = None
+    if base is not None and contrast.type == "catastrophe":
+        trivial = next((record.references.get("unigram") for record in base[1].values() if record.references), None)
+    if contrast.type == "ordering":
+        return Evidence(arms=tuple(arms), controls=controls)
+    return Evidence(test=arms[0], base=arms[1], trivial=trivial, controls=controls)
+
+
+def _outcome(record: Record, metric: str) -> Outcome:
+    return Outcome(
+        value=record.metrics.get(metric) if record.state == "done" else None,
+        initial=record.initial,
+        parameters=record.parameters,
+        flops=record.flops_per_token * record.tokens,
+        tokens=record.tokens,
+    )
+
+
+def _arm_result(results: Results, arm: str, condition: str, metric: str) -> ArmResult | None:
+    """One arm's outcomes at its own best learning rate; None while it has none."""
+    found = _find(results, arm, condition)
+    if found is None:
+        return None
+    cell, records = found
+    scores = store.scores(records)
+    best = cell.best_learning_rate(scores)
+    usable = {m: r for m, r in records.items() if r.state != "failed" and not m.twin}
+    outcomes = {m.seed: _outcome(r, metric) for m, r in usable.items() if m.learning_rate == best and not m.is_tuning}
+    curve: dict[float, dict[int, Outcome]] = {}
+    for member, record in usable.items():
+        if member.is_tuning:
+            value = dataclasses.replace(record, metrics={metric: record.tuning_value})
+            curve.setdefault(member.learning_rate, {})[member.seed] = _outcome(value, metric)
+    if not outcomes:
+        return None
+    return ArmResult(arm, outcomes, best, curve, edge=cell.at_edge(scores))
+
+
+def _controls(results: Results, condition: str) -> tuple[Control, ...]:
+    """Whether the baseline learned enough to judge others by."""
+    reference = results.ablation.positive_control
+    found = _find(results, results.ablation.baseline, condition)
+    base = _arm_result(results, results.ablation.baseline, condition, results.ablation.primary_metric)
+    if not reference or found is None or base is None:
+        return ()
+    bound = next((r.references[reference] for r in found[1].values() if reference in r.references), None)
+    values = [o.value for o in base.outcomes.values() if o.value is not None]
+    if bound is None or not values:
+        return ()
+    mean = sum(values) / len(values)
+    detail = f"baseline {mean:.3f} against {reference} entropy {bound:.3f}"
+    return (Control(f"the baseline beats the {reference} entropy", mean < bound, detail),)
+
+
+# --- report data -------------------------------------------------------------------------------------------------
+
+
+def _claims(decisions: Sequence[Decision]) -> list[dict[str, Any]]:
+    rows = []
+    for name in dict.fromkeys(d.contrast.claim for d in decisions):
+        indices = [i for i, d in enumerate(decisions) if d.contrast.claim == name]
+        joined = overall([decisions[i] for i in indices])
+        claim = claims.get(name)
+        rows.append(
+            {
+                "claim": name,
+                "statement": claim.statement,
+                "kind": claim.kind,
+                "prior": claim.prior,
+                "surprise": claim.surprise,
+                "literature": [dataclasses.asdict(entry) for entry in claim.literature],
+                "verdict": joined.verdict,
+                "sentence": joined.reason,
+                "decisions": indices,
+            }
+        )
+    return rows
+
+
+def _decision(d: Decision, results: Results, evidence: Mapping[tuple[str, str], Evidence | None]) -> dict[str, Any]:
+    contrast, a = d.contrast, d.analysis
+    found = evidence.get((contrast.hash, d.condition))
+    paired = []
+    if found is not None and found.test is not None and found.base is not None:
+        for seed in sorted(set(found.test.outcomes) | set(found.base.outcomes)):
+            values = [arm.outcomes.get(seed) for arm in (found.test, found.base)]
+            paired.append({"seed": seed, "test": values[0] and values[0].value, "base": values[1] and values[1].value})
+    return {
+        "claim": contrast.claim,
+        "condition": d.condition,
+        "type": contrast.type,
+        "test": contrast.test,
+        "base": contrast.base,
+        "arms": list(contrast.arms),
+        "metric": contrast.metric,
+        "margin": contrast.margin,
+        "better": contrast.better,
+        "expect": contrast.expect,
+        "note": contrast.note,
+        "verdict": d.verdict,
+        "label": d.label,
+        "reason": d.reason,
+        "remedy": d.remedy,
+        "sentence": d.sentence,
+        "estimate": d.estimate,
+        "estimate_name": ESTIMATE_NAMES.get(contrast.type, ""),
+        "interval90": list(d.interval90) if d.interval90 else None,
+        "interval95": list(d.interval95) if d.interval95 else None,
+        "n": d.n,
+        "p": d.p,
+        "p_adjusted": d.p_adjusted,
+        "q": d.q,
+        "method": a.method if a else "",
+        "sd": a.sd if a else None,
+        "rho": a.rho if a else None,
+        "detectable": a.detectable if a else None,
+        "downgrades": [{"reason": cause.reason, "remedy": cause.remedy} for cause in d.downgrades],
+        "prior": contrast.prior,
+        "contrast_hash": contrast.hash,
+        "registered": _registration(results, contrast),
+        "check": contrast.check,
+        "paired": paired,
+    }
+
+
+def _registration(results: Results, contrast: Contrast) -> str:
+    """Whether the contrast stood as it is now in every record it reads."""
+    wanted = f"{results.name}:{contrast.claim}:{contrast.hash}"
+    prefix = f"{results.name}:{contrast.claim}:"
+    arms = set(contrast.arms or (contrast.test, contrast.base))
+    seen = [r.contrasts for cell, records in results.arms if cell.arm in arms for r in records.values()]
+    if all(wanted in known for known in seen):
+        return "before its data"
+    if any(any(entry.startswith(prefix) for entry in known) for known in seen):
+        return "edited after its data"
+    return "after its data"
+
+
+def _arm(results: Results, cell: ArmCell, records: dict[Member, Record]) -> dict[str, Any]:
+    scores = store.scores(records)
+    best = cell.best_learning_rate(scores)
+    needed = cell.members(scores)
+    sample = next((r for r in records.values() if r.parameters), None)
+    base = next(c for c, _ in results.arms if c.is_baseline and c.condition == cell.condition)
+    tuning, members = [], []
+    for member in sorted({*needed, *records}, key=lambda m: (m.seed, m.twin, m.learning_rate)):
+        record = records.get(member)
+        if member.is_tuning:
+            tuning.append(
+                {
+                    "learning_rate": member.learning_rate,
+                    "seed": member.seed,
+                    "value": record.tuning_value if record else None,
+                    "state": record.state if record else "missing",
+                    "initial": record.initial if record else None,
+                }
+            )
+        elif member.learning_rate == best:
+            members.append(_member(member, record))
+    arm = results.ablation.arms[cell.arm]
+    return {
+        "arm": cell.arm,
+        "condition": cell.condition,
+        "label": cell.label,
+        "note": arm.note,
+        "baseline": cell.is_baseline,
+        "overrides": dict(arm.overrides),
+        "parameters": sample.parameters if sample else None,
+        "components": dict(sample.components) if sample else {},
+        "flops_per_token": sample.flops_per_token if sample else None,
+        "tokens": cell.config.train.steps * cell.config.train.batch_size * cell.config.data.sequence_length,
+        "learning_rate": best,
+        "edge": cell.at_edge(scores),
+        "tuning": sorted(tuning, key=lambda t: (t["learning_rate"], t["seed"])),
+        "members": members,
+        "confounds": confounds.compare(base.config, cell.config),
+    }
+
+
+def _member(member: Member, record: Record | None) -> dict[str, Any]:
+    return {
+        "seed": member.seed,
+        "twin": member.twin,
+        "learning_rate": member.learning_rate,
+        "state": record.state if record else "missing",
+        "error": record.error if record else "",
+        "diverged_at": record.diverged_at if record else None,
+        "metrics": dict(record.metrics) if record else {},
+        "initial": record.initial if record else None,
+        "seconds": record.seconds if record else None,
+        "tokens_per_second": record.tokens / record.seconds if record and record.seconds else None,
+        "curve": [list(point) for point in record.curve] if record else [],
+        "train_curve": [list(point) for point in record.train_curve] if record else [],
+    }
+
+
+def _progress(results: Results) -> dict[str, Any]:
+    states: dict[str, int] = {"done": 0, "diverged": 0, "failed": 0}
+    planned = 0
+    for cell, records in results.arms:
+        needed = set(cell.members(store.scores(records)))
+        planned += len(needed)
+        if not any(not m.is_tuning for m in needed):
+            planned += cell.settings.test_seeds * (2 if cell.has_twins else 1)
+        for member, record in records.items():
+            if member in needed:
+                states[record.state] += 1
+    return {"planned": planned, **states, "missing": planned - sum(states.values()), "tampered": results.tampered}
+
+
+def _noise(results: Results) -> dict[str, Any]:
+    """The baseline against its twins: same data, other initial weights."""
+    empty = {"sigma": None, "interval": None, "n": 0, "note": "needs at least two baseline twins"}
+    for cell, records in results.arms:
+        if not cell.has_twins:
+            continue
+        best = cell.best_learning_rate(store.scores(records))
+        pairs = []
+        for seed in range(cell.settings.test_seeds):
+            both = [records.get(Member(best or 0.0, seed, twin)) for twin in (False, True)]
+            values = [r.metrics.get(results.ablation.primary_metric) for r in both if r and r.state == "done"]
+            if len(values) == 2 and all(isinstance(v, float) and math.isfinite(v) for v in values):
+                pairs.append((float(values[0] or 0.0), float(values[1] or 0.0)))
+        if len(pairs) < 2:
+            return empty
+        floor = noise_floor([p[0] for p in pairs], [p[1] for p in pairs])
+        centred = "their mean difference is zero within its 95% interval" if floor.centred else (
+            "their mean difference is not zero within its 95% interval: the negative control failed"
+        )
+        return {
+            "sigma": floor.sigma,
+            "interval": list(floor.interval),
+            "n": floor.n,
+            "note": f"{cell.arm} against itself with other initial weights; {centred}",
+        }
+    return empty
+
+
+def _references(results: Results) -> list[list[Any]]:
+    for _, records in results.arms:
+        for record in records.values():
+            if record.references:
+                return [[f"{name} entropy", value] for name, value in sorted(record.references.items(), reverse=True)]
+    return []
+
+
+def _headline(rows: Sequence[Mapping[str, Any]], results: Results) -> str:
+    if not rows:
+        return "No contrast is registered for this question yet."
+    decided = [row for row in rows if row["verdict"] != "inconclusive"]
+    if not decided:
+        return f"At {results.profile} scale nothing could be decided yet; each row says what is missing."
+    return "; ".join(f"{row['statement'].rstrip('.')}: {row['verdict']}" for row in decided) + f" ({_scale(results)})."
+
+
+def _scale(results: Results) -> str:
+    config = results.arms[0][0].config
+    tokens = config.train.steps * config.train.batch_size * config.data.sequence_length
+    return (
+        f"{config.model.num_layers} layers, {config.model.d_model} wide, {tokens / 1e6:.2g}M tokens of "
+        f"{config.data.source} a run"
+    )
+
+
+def _provenance(results: Results) -> dict[str, Any]:
+    records = [r for _, found in results.arms for r in found.values()]
+    env: Mapping[str, Any] = next((r.environment for r in records if r.environment), {})
+    git = env.get("git") or {}
+    wanted = ("jax", "flax", "optax", "numpy")
+    return {
+        "command": f"python -m ablations run {results.name} --profile={results.profile}",
+        "git": json.dumps(git) if not git else f"{str(git.get('sha', ''))[:12]}{' (modified)' if git.get('dirty') else ''}",
+        "python": env.get("python"),
+        "packages": {k: v for k, v in (env.get("packages") or {}).items() if k in wanted},
+        "device": f"{env.get('platform', '')} {env.get('device', '')}".strip(),
+        "fingerprint": ", ".join(sorted({r.fingerprint for r in records if r.fingerprint})),
+        "data": results.arms[0][0].config.data.source,
+        "member_seconds": sum(r.seconds for r in records),
+    }

@@ -1,0 +1,221 @@
+"""Initial weights depend on the seed and the parameter's name, and on nothing else: that is what pairs two arms."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import itertools
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from tests.tiny import declared, initial, label, tiny
+from transformer.config import apply_overrides, resolve
+from transformer.model import initialization
+from transformer.model.initialization import ROLES, SCHEMES, parameter, path_bits, standard_normal
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def digest(weights: dict[str, np.ndarray]) -> str:
+    """Over names, shapes, dtypes and every bit."""
+    state = hashlib.sha256()
+    for name, array in sorted(weights.items()):
+        state.update(f"{name}{array.shape}{array.dtype}".encode() + array.tobytes())
+    return state.hexdigest()[:16]
+
+
+# --- The pairing of arms -----------------------------------------------------------------------------------------
+
+
+def check_paired(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> None:
+    """Every parameter two models have in common is the same, bit by bit."""
+    common = a.keys() & b.keys()
+    assert common, "nothing in common"
+    different = [n for n in sorted(common) if a[n].shape != b[n].shape or a[n].tobytes() != b[n].tobytes()]
+    assert not different, f"differ: {different}"
+
+
+def prenorm_arms() -> dict[str, dict]:
+    """name -> initial weights, for the arms of configs/ablation_prenorm.py made small."""
+    spec = importlib.util.spec_from_file_location("prenorm", ROOT / "configs" / "ablation_prenorm.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    small = {"model.d_model": 16, "model.num_layers": 2, "model.vocab_size": 11}
+    return {arm: initial(resolve(apply_overrides(module.get_config(arm), small))) for arm in module.ABLATION.arms}
+
+
+def test_the_arms_of_an_ablation_share_every_common_weight():
+    arms = prenorm_arms()
+    assert set(arms) == {"pre", "post", "none"}
+    for a, b in itertools.combinations(arms.values(), 2):
+        check_paired(a, b)
+    norms = {arm: {n for n in weights if "norm" in n} for arm, weights in arms.items()}
+    sublayers = [f"blocks.{i}.{name}" for i in range(2) for name in ("attention", "ffn")]
+    assert norms == {
+        "pre": {f"{s}.in_norm.gain" for s in sublayers} | {"final_norm.gain"},
+        "post": {f"{s}.out_norm.gain" for s in sublayers},
+        "none": set(),
+    }
+    without_norms = [{n for n in weights if "norm" not in n} for weights in arms.values()]
+    assert without_norms[0] == without_norms[1] == without_norms[2]
+
+
+# Overrides, and a word in the name of every parameter that appears or goes.
+PAIRS = [
+    ({"model.position.kind": "none"}, "position"),
+    ({"model.position.kind": "learned"}, "position"),
+    ({"model.norm.kind": "rmsnorm"}, "norm"),
+    ({"model.norm.kind": "none"}, "norm"),
+    ({"model.norm.placement": "sandwich"}, "norm"),
+    ({"model.norm.bias": True}, "norm"),
+    ({"model.norm.embedding": True}, "norm"),
+    ({"model.ffn.kind": "none"}, "ffn"),
+    ({"model.ffn.kind": "relu", "model.ffn.bias": True}, "ffn"),
+    ({"model.attention.num_heads": 4}, "-"),  # kernels are stored [d_in, heads * head_dim]
+    ({"model.attention.num_heads": 1}, "-"),
+    ({"model.attention.bias": True}, "attention"),
+    ({"model.embedding.tie": False}, "unembedding"),
+    ({"model.residual.attention.branch_gain": "learned_zero"}, "branch_gain"),
+    ({"model.residual.ffn.skip_gain": 0.0}, "-"),
+]
+
+
+@pytest.mark.parametrize(("overrides", "word"), PAIRS, ids=lambda x: label(x) if isinstance(x, dict) else "")
+def test_one_switch_leaves_all_other_weights_alone(overrides, word):
+    default, changed = initial(tiny()), initial(tiny(overrides))
+    check_paired(default, changed)
+    appeared_or_gone = default.keys() ^ changed.keys()
+    assert all(word in name for name in appeared_or_gone), appeared_or_gone
+    assert (
+        bool(appeared_or_gone) == (word != "-")
+        or overrides == {"model.norm.kind": "rmsnorm"}
+        or (
+            overrides == {"model.position.kind": "none"}  # rope, the default, owns no parameters either
+        )
+    )
+
+
+def test_the_check_notices_a_running_stream(monkeypatch):
+    """The usual way, one stream for all parameters in turn, loses the pairing."""
+
+    def initial_from_stream(config):
+        count = itertools.count()  # as `nnx.Rngs` counts its draws
+        monkeypatch.setattr(initialization, "path_bits", lambda seed, name: np.random.Philox(key=next(count)))
+        return initial(config)
+
+    check_paired(initial_from_stream(tiny()), initial_from_stream(tiny()))
+    for overrides in ({"model.ffn.kind": "none"}, {"model.norm.kind": "none"}):
+        with pytest.raises(AssertionError, match="differ"):
+            check_paired(initial_from_stream(tiny()), initial_from_stream(tiny(overrides)))
+
+
+def test_any_order_of_drawing_gives_the_same_weights():
+    config = tiny()
+    weights, scheme = initial(config), SCHEMES.build(config.model.init.scheme, config.model)
+    for name, (shape, role) in reversed(declared(config).items()):
+        np.testing.assert_array_equal(weights[name], scheme(role, shape, path_bits(0, name)), err_msg=name)
+
+
+# --- Seeds -------------------------------------------------------------------------------------------------------
+
+
+def test_seeds_differ_in_every_drawn_parameter():
+    a, b = initial(tiny()), initial(tiny({"seed": 1}))
+    for name in a:
+        assert np.array_equal(a[name], b[name]) == name.endswith("gain"), name
+
+
+def test_init_seed_wins_over_seed_and_an_argument_over_both():
+    check_paired(initial(tiny({"seed": 5, "init_seed": 1})), initial(tiny({"seed": 1})))
+    check_paired(initial(tiny({"seed": 5}), seed=1), initial(tiny({"seed": 1})))
+
+
+def test_parameters_of_one_shape_are_not_copies_of_each_other():
+    drawn = [x.tobytes() for name, x in initial(tiny()).items() if not name.endswith("gain")]
+    assert len(set(drawn)) == len(drawn)
+
+
+def test_another_process_draws_the_same_weights():
+    script = "from tests.model.test_initialization import *; print(digest(initial(tiny())))"
+    environment = {**os.environ, "PYTHONHASHSEED": "1"}
+    out = subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert out.stdout.strip() == digest(initial(tiny())), out.stderr
+
+
+def test_golden_first_numbers():
+    """If these change, no published seed can be repeated: change them only with SCHEMA_VERSION."""
+    normal = standard_normal(path_bits(0, "embedding.table"), (4,))
+    np.testing.assert_allclose(normal, GOLDEN_NORMAL, rtol=1e-6)
+    weights = initial(tiny({"seed": 3}))
+    for name, value in GOLDEN_WEIGHTS.items():
+        np.testing.assert_allclose(weights[name].flat[0], value, rtol=1e-6, err_msg=name)
+
+
+GOLDEN_NORMAL = [1.1327449, 0.78560966, 0.40231067, -2.2308311]
+GOLDEN_WEIGHTS = {
+    "embedding.table": 0.04933381,
+    "blocks.0.attention.branch.query.kernel": -0.26825851,
+    "blocks.1.ffn.branch.down.kernel": -0.15140574,
+}
+
+
+# --- Distributions -----------------------------------------------------------------------------------------------
+
+
+def check_standard_normal(x: np.ndarray) -> None:
+    n = x.size
+    assert abs(x.mean()) < 4 / math.sqrt(n)
+    assert abs(x.std() - 1) < 4 / math.sqrt(2 * n)
+    assert stats.kstest(x, "norm").pvalue > 1e-3
+    assert abs(np.corrcoef(x[:-1], x[1:])[0, 1]) < 4 / math.sqrt(n)
+    half = n // 2
+    assert abs(np.corrcoef(x[:half], x[half:])[0, 1]) < 4 / math.sqrt(half)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_standard_normal(seed):
+    check_standard_normal(standard_normal(path_bits(seed, "x"), (40_000,)))
+
+
+def test_the_check_notices_other_distributions():
+    x = standard_normal(path_bits(0, "x"), (40_000,))
+    uniform = np.random.default_rng(0).uniform(-math.sqrt(3), math.sqrt(3), x.size)
+    for wrong in (x * 1.05, x + 0.05, uniform, np.tile(x[:20_000], 2), np.repeat(x[:20_000], 2)):
+        with pytest.raises(AssertionError):
+            check_standard_normal(wrong)
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (3,), (2, 3), (5, 0)])
+def test_standard_normal_of_any_shape(shape):
+    x = standard_normal(path_bits(0, "x"), shape)
+    assert x.shape == shape and x.dtype == np.float32 and np.isfinite(x).all()
+
+
+def test_gpt2_scheme_by_role():
+    config = tiny({"model.d_model": 64, "model.num_layers": 3, "model.init.std": 0.02})
+    scheme = SCHEMES.build("gpt2", config.model)
+    std = {role: float(scheme(role, (64, 256), path_bits(0, role)).std()) for role in sorted(ROLES)}
+    wanted = dict.fromkeys(("matrix", "embedding", "position"), 0.02)
+    wanted |= {"output": 0.02 / math.sqrt(6), "gain": 0.0, "bias": 0.0, "residual_gain": 0.0}
+    assert std == pytest.approx(wanted, rel=0.02)
+    assert np.all(scheme("gain", (5,), path_bits(0, "x")) == 1)
+    assert np.all(scheme("bias", (5,), path_bits(0, "x")) == 0)
+
+
+def test_parameters_are_kept_in_the_chosen_dtype():
+    weights, rounded = initial(tiny()), initial(tiny({"numerics.param_dtype": "bfloat16"}))
+    for name in weights:
+        np.testing.assert_array_equal(rounded[name], weights[name].astype(jnp.bfloat16))
+
+
+def test_an_unknown_role_is_refused():
+    with pytest.raises(ValueError, match="unknown parameter role 'matrx'"):
+        parameter((2,), "matrx")

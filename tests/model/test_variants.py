@@ -1,0 +1,229 @@
+"""What holds for every switch: it does something, leaves nothing behind, trains every leaf, and is counted right."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from tests.tiny import declared, initial, label, logits, named, one_switch, other_value, tiny, tokens
+from transformer.config import resolve, schema
+from transformer.model import build, declare
+from transformer.schema import Config
+from transformer.training.schedules import unit_schedule
+from transformer.training.step import Program
+
+
+def signature(config: Config) -> dict:
+    """What a config field may change: the parameters, the logits, the rates, the compiled training step."""
+    return {
+        "parameters": declared(config),
+        "initial": {n: (str(x.dtype), x.tobytes()) for n, x in initial(config).items()},
+        "logits": logits(config).tobytes(),
+        "rates": np.asarray(unit_schedule(config)(jnp.arange(config.train.steps))).tobytes(),
+    }
+
+
+def changed(a: Config, b: Config) -> list[str]:
+    """The parts of the signature in which two configs differ."""
+    left, right = signature(a), signature(b)
+    return [part for part in left if left[part] != right[part]]
+
+
+def check_does_something(a: Config, b: Config) -> None:
+    assert changed(a, b), "this switch changes neither parameters nor outputs"
+
+
+# --- Every entry changes something -------------------------------------------------------------------------------
+
+# Entries that mean another one, and which.
+ALIASES = {
+    ("model.attention.mask", "causal"): "the decoder is causal anyway",
+    ("model.norm.final", "always"): "pre norm has a final norm anyway",
+}
+# Choices no model is built from: the objective is compared below, precision and dtypes in test_step.py.
+CHOICES = [o for o in one_switch("model.", "optimizer.", "numerics.") if "numerics.matmul_precision" not in o]
+
+
+@pytest.mark.parametrize("overrides", CHOICES, ids=label)
+def test_every_entry_changes_something(overrides):
+    if next(iter(overrides.items())) in ALIASES:
+        assert changed(tiny(), tiny(overrides)) == []
+    else:
+        check_does_something(tiny(), tiny(overrides))
+
+
+def test_the_check_notices_a_switch_that_does_nothing():
+    with pytest.raises(AssertionError):
+        check_does_something(tiny(), tiny({"train.log_every": 3}))
+
+
+@pytest.mark.parametrize(
+    ("field", "alias", "target", "context"),
+    [
+        ("model.attention.mask", "auto", "causal", {}),
+        ("model.norm.final", "auto", "always", {"model.norm.placement": "pre"}),
+        ("model.norm.final", "auto", "never", {"model.norm.placement": "post"}),
+        ("model.norm.final", "auto", "never", {"model.norm.placement": "pre_post"}),
+        ("model.norm.final", "auto", "always", {"model.norm.placement": "branch"}),
+    ],
+)
+def test_an_alias_is_what_it_stands_for(field, alias, target, context):
+    assert changed(tiny({**context, field: alias}), tiny({**context, field: target})) == []
+
+
+# --- Every plain field changes something -------------------------------------------------------------------------
+
+PLAIN = [info for info in schema() if info.path.startswith("model.") and not info.kinds]
+NOT_IN_A_FORWARD_PASS = {"model.dropout"}  # see test_decoder.py
+
+
+@pytest.mark.parametrize("info", [i for i in PLAIN if i.path not in NOT_IN_A_FORWARD_PASS], ids=lambda i: i.path)
+def test_every_plain_field_changes_something(info):
+    overrides = other_value(info)
+    context = {path: value for path, value in overrides.items() if path != info.path}
+    check_does_something(tiny(context), tiny(overrides))
+
+
+# --- Nothing is left behind --------------------------------------------------------------------------------------
+
+
+def words(config: Config) -> set[str]:
+    return {part for name in declared(config) for part in name.split(".")}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "absent"),
+    [
+        ({"model.position.kind": "none"}, {"position"}),
+        ({"model.position.kind": "rope"}, {"position"}),
+        (
+            {"model.norm.kind": "none", "model.norm.bias": True, "model.norm.embedding": True},
+            {"in_norm", "final_norm"},
+        ),
+        ({"model.ffn.kind": "none"}, {"ffn", "up", "down"}),
+        ({"model.embedding.tie": True}, {"unembedding"}),
+        ({"model.norm.affine": False}, {"gain", "bias"}),
+    ],
+)
+def test_an_absent_part_owns_no_parameters(overrides, absent):
+    assert not words(tiny(overrides)) & absent
+    everything = tiny(
+        {
+            "model.position.kind": "learned",
+            "model.embedding.tie": False,
+            "model.norm.placement": "sandwich",
+            "model.norm.bias": True,
+        }
+    )
+    assert words(everything) >= absent  # the words are those of real parameters
+
+
+def test_learned_positions_own_one_table():
+    with_table, without = declared(tiny({"model.position.kind": "learned"})), declared(tiny())
+    assert {name: with_table[name] for name in with_table.keys() - without.keys()} == {
+        "position.table": ((8, 16), "position")
+    }
+
+
+# --- Gradient reaches every leaf ---------------------------------------------------------------------------------
+
+
+def check_every_leaf_learns(config: Config, except_for: tuple[str, ...] = ()) -> None:
+    structure, params = nnx.split(build(config))
+    window = tokens(2, 9)
+
+    def loss(params):
+        log_p = jax.nn.log_softmax(nnx.merge(structure, params)(window[:, :-1]))
+        return -jnp.take_along_axis(log_p, window[:, 1:, None], axis=-1).mean()
+
+    grads = named(nnx.to_pure_dict(jax.grad(loss)(params)))
+    dead = [name for name, g in grads.items() if not np.any(g) and not name.endswith(except_for)]
+    assert not dead, f"no gradient reaches {dead}"
+    assert all(np.isfinite(g).all() for g in grads.values())
+
+
+EVERYTHING = {
+    "model.position.kind": "learned",
+    "model.embedding.tie": False,
+    "model.norm.placement": "sandwich",
+    "model.norm.bias": True,
+    "model.norm.embedding": True,
+    "model.attention.bias": True,
+    "model.ffn.bias": True,
+}
+
+
+@pytest.mark.parametrize("overrides", [{}, EVERYTHING, *one_switch("model.")], ids=label)
+def test_gradient_reaches_every_leaf(overrides):
+    # A bias on the keys moves all scores of a query alike, which softmax ignores: its gradient is rounding error.
+    check_every_leaf_learns(tiny(overrides), except_for=("key.bias",))
+
+
+def test_the_check_notices_a_dead_leaf():
+    with pytest.raises(AssertionError, match="no gradient reaches"):
+        check_every_leaf_learns(tiny({"model.residual.ffn.branch_gain": 0.0}))
+
+
+# --- Parameters are counted right --------------------------------------------------------------------------------
+
+
+def parameter_formula(c: Config, vocab: int) -> int:
+    """Counted by hand from the config alone."""
+    m = c.model
+    d, width = m.d_model, m.attention.num_heads * (m.attention.head_dim or m.d_model // m.attention.num_heads)
+    hidden = round(m.ffn.ratio * d)
+    attention = 4 * d * width + (3 * width + d if m.attention.bias else 0)
+    ffn = 0 if m.ffn.kind == "none" else 2 * d * hidden + (hidden + d if m.ffn.bias else 0)
+    norm = 0 if m.norm.kind == "none" else d * (m.norm.affine + m.norm.bias)
+    in_sublayer = {"pre": 1, "post": 1, "branch": 1, "sandwich": 2, "pre_post": 2}[m.norm.placement]
+    final = {"always": True, "never": False, "auto": m.norm.placement not in ("post", "pre_post")}[m.norm.final]
+    sublayers = [(attention, m.residual.attention)] + ([(ffn, m.residual.ffn)] if ffn else [])
+    block = sum(size + in_sublayer * norm + (gains.branch_gain == "learned_zero") for size, gains in sublayers)
+    table = (m.position.max_length or c.data.sequence_length) * d if m.position.kind == "learned" else 0
+    return vocab * d * (1 if m.embedding.tie else 2) + table + m.num_layers * block + norm * (final + m.norm.embedding)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {},
+        EVERYTHING,
+        {"model.attention.head_dim": 6},
+        {"model.ffn.ratio": 2.5},
+        {"model.residual.attention.branch_gain": "learned_zero"},
+        {"model.norm.affine": False},
+        {"model.position.kind": "learned", "model.position.max_length": 20},
+        *one_switch("model."),
+    ],
+    ids=label,
+)
+def test_parameter_count_equals_the_formula(overrides):
+    config = tiny(overrides)
+    assert sum(math.prod(shape) for shape, _ in declared(config).values()) == parameter_formula(config, 11)
+
+
+def test_the_reference_model_has_the_size_its_config_file_says():
+    state = nnx.state(declare(resolve({})), nnx.Param)
+    count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(nnx.to_pure_dict(state)))
+    assert count == parameter_formula(resolve({}), 260) == 820_864
+
+
+# --- The objective is a choice too -------------------------------------------------------------------------------
+
+
+def test_every_objective_changes_the_training_step_or_is_an_alias():
+    def step_of(kind):
+        program = Program(tiny({"objective.kind": kind}), 11, np.ones(11, np.int32))
+        window = jnp.zeros((4, 9), jnp.int32)
+        step = jax.make_jaxpr(program.train_step)
+        return str(step(program.init(0), window, jnp.int32(0), program.hyperparameters(program.config)))
+
+    kinds = next(info.kinds for info in schema() if info.path == "objective.kind")
+    steps = {kind: step_of(kind) for kind in kinds}
+    assert steps["auto"] == steps["clm"]
+    assert len(set(steps.values())) == len(kinds) - 1
