@@ -9,7 +9,8 @@ from absl import flags
 from transformer import command_line
 from transformer.errors import UserError
 
-USAGE = """usage: python eval.py --workdir=DIR [--checks=loss,position,generate] [--split=validation] [--checkpoint=last]
+USAGE = """usage: python eval.py --workdir=DIR [--checks=loss,position,generate] [--split=validation]
+                      [--checkpoint=last]
 
 Shows loss and bits per byte, loss by position and a sample of text; writes them to DIR/eval.json."""
 

@@ -1,4 +1,4 @@
-"""The lab's commands: `python -m ablations list | plan | run | status | report | explain | try | diff`."""
+"""The lab's commands: `python -m ablations list | plan | run | status | report | explain | try | diff | push`."""
 
 from __future__ import annotations
 
@@ -23,15 +23,20 @@ def main(argv: list[str] | None = None) -> int:
         ("run", "train every arm, judge, and write the page"),
         ("status", "how far runs are"),
         ("report", "judge what is there and write the page"),
+        ("push", "rebuild W&B runs, the verdict table and the page from the store"),
+        ("try", "an ad-hoc arm against the baseline: try model.norm.kind=rmsnorm"),
     ):
         sub = commands.add_parser(name, help=text)
-        sub.add_argument("names", nargs="+" if name in ("plan", "run") else "*", metavar="NAME")
-        sub.add_argument("--profile", default="quick", help="smoke, demo, quick or full")
+        if name == "try":
+            sub.add_argument("overrides", nargs="+", metavar="FIELD=VALUE")
+        else:
+            sub.add_argument("names", nargs="+" if name in ("plan", "run", "push") else "*", metavar="NAME")
+        sub.add_argument("--profile", default="demo" if name == "try" else "quick", help="smoke, demo, quick or full")
         sub.add_argument("--runs", type=Path, default=RUNS, help="where arms are stored")
-        if name == "run":
+        if name in ("run", "try"):
             sub.add_argument("--workers", type=int, default=0, help="processes at a time; 0: one per core")
             sub.add_argument("--retry-failed", action="store_true", help="train failed members again")
-        if name in ("run", "report"):
+        if name in ("run", "report", "try"):
             sub.add_argument("--out", type=Path, default=Path("runs") / "reports", help="where pages are written")
     explain = commands.add_parser("explain", help="one claim: what is said, what was done, the verdict")
     explain.add_argument("claim")

@@ -11,11 +11,17 @@ from transformer.errors import ConfigError, UserError, did_you_mean
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 PREFIX = "ablation_"
+_added: dict[str, Ablation] = {}  # questions typed on the command line
 
 
 def names(folder: Path = CONFIGS) -> list[str]:
     """All ablations, by file stem without the prefix."""
     return sorted(path.stem.removeprefix(PREFIX) for path in folder.glob(f"{PREFIX}*.py"))
+
+
+def add(name: str, ablation: Ablation) -> None:
+    """Makes an ablation that has no file known to this process."""
+    _added[name] = ablation
 
 
 def load(name: str, folder: Path = CONFIGS) -> Ablation:
@@ -24,6 +30,8 @@ def load(name: str, folder: Path = CONFIGS) -> Ablation:
     Raises:
       UserError: no such ablation, or its file does not define one.
     """
+    if name in _added:
+        return _added[name]
     path = folder / f"{PREFIX}{name}.py"
     if not path.is_file():
         known = names(folder)

@@ -26,8 +26,43 @@ def list_command(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def plan_command(arguments: argparse.Namespace) -> int:
+    """Prints what a run would train, cost and be able to show."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from ablations import plan
+    from transformer.analysis.estimate import duration
+
+    console = Console()
+    for name in arguments.names:
+        made = plan.make(name, arguments.profile, arguments.runs, default_workers())
+        table = Table(
+            "arm", "parameters", "FLOPs/token", "tokens a run", "runs", "to do", "time", title=Text(made.question)
+        )
+        for row in made.rows:
+            cells_ = (f"{row.parameters:,}", f"{row.flops_per_token:.2g}", f"{row.tokens:,}", str(row.members))
+            table.add_row(Text(row.label), *cells_, str(row.missing), duration(row.seconds) if row.missing else "-")
+        console.print(table)
+        source = "measured between baseline twins" if made.measured else "assumed, no twins trained yet"
+        console.print(
+            f"{made.test_seeds} test seeds detect differences from {made.detectable:.3g}, and can show equivalence within "
+            f"{made.equivalence:.3g} (80% power; spread of paired differences {made.sigma:.3g}, {source})."
+        )
+        for warning in made.warnings:
+            console.print(Text(str(warning)))
+        console.print(f"about {duration(made.seconds)} on {default_workers()} workers")
+    return 0
+
+
 def run_command(arguments: argparse.Namespace) -> int:
-    """Trains what is missing, then reports."""
+    """Checks, trains what is missing, judges and writes the page."""
+    for name in arguments.names:
+        ablation = catalog.load(name)
+        check_limits(name, ablation, arguments.profile)
+        require_clean(lint(name, ablation, arguments.profile))
+        run_checks(name, ablation, arguments.runs)
     jobs = _jobs(arguments.names, arguments.profile, arguments.runs)
     progress = Progress()
     pool = Pool(arguments.workers or default_workers(), progress.show, arguments.retry_failed)
@@ -38,6 +73,29 @@ def run_command(arguments: argparse.Namespace) -> int:
         return code
     report_command(arguments)
     return code
+
+
+def run_checks(name: str, ablation: Ablation, runs: Path) -> None:
+    """The exact claims of an ablation, first: nothing is trained on a mechanism that does not do what it should.
+
+    Raises:
+      UserError: a sabotage went unnoticed, or a claim expected to hold does not.
+    """
+    contrasts = [c for c in ablation.contrasts if c.type == "exact"]
+    if not contrasts:
+        return
+    print(f"{name}: checking {len(contrasts)} exact claims", file=sys.stderr)
+    found = checks.run([c.check for c in contrasts], runs)
+    for contrast in contrasts:
+        result = found[contrast.check]
+        if result.sabotage_caught is False:
+            raise UserError(
+                f"{contrast.claim}: the check {contrast.check} did not notice its sabotage; mend the test first."
+            )
+        if not result.passed and contrast.prior == "supported":
+            raise UserError(
+                f"{contrast.claim}: {contrast.check} failed ({result.counterexample}); mend the model first."
+            )
 
 
 def report_command(arguments: argparse.Namespace) -> int:
@@ -65,6 +123,80 @@ def status_command(arguments: argparse.Namespace) -> int:
         print(f"{name:20} " + "  ".join(f"{key} {value}" for key, value in progress.items()))
         for record in tampered:
             print(f"{'':20} changed by hand, not used: {record}")
+    return 0
+
+
+def explain_command(arguments: argparse.Namespace) -> int:
+    """What is said, what was done, the numbers, the verdict, and where the picture is."""
+    from rich.console import Console
+    from rich.text import Text
+
+    claim, console = claims.get(arguments.claim), Console()
+    console.print(Text(f"{claim.id} ({claim.kind}, {claim.section})", style="bold"))
+    console.print(Text(f"said:      {claim.statement}"))
+    console.print(Text(f"decided by: {claim.measure}"))
+    for entry in claim.literature:
+        console.print(Text(f"literature: {entry.source}: {entry.finding} [{entry.status}]"))
+    console.print(Text(f"expected before any run: {claim.prior}{'; ' + claim.prior_note if claim.prior_note else ''}"))
+    answered = False
+    for name in catalog.names():
+        ablation = catalog.load(name)
+        if claim.id not in {contrast.claim for contrast in ablation.contrasts}:
+            continue
+        for profile in ablation.profiles:
+            data = summary.summarize(summary.collect(name, profile, arguments.runs))
+            row = next(row for row in data["claims"] if row["claim"] == claim.id)
+            started = data["progress"]["done"] or any(data["decisions"][i]["check"] for i in row["decisions"])
+            if not started:
+                continue
+            answered = True
+            console.print(Text(f"\n{profile}: {row['verdict']}", style="bold"))
+            for index in row["decisions"]:
+                console.print(Text(f"  {data['decisions'][index]['sentence']}"))
+            console.print(Text(f"  page: python -m ablations report {name} --profile={profile}"))
+        if not answered:
+            console.print(Text(f"not measured yet: python -m ablations run {name}"))
+            return 0
+    if not answered:
+        console.print(Text(f"no config asks this yet; it belongs to the ablation {claim.ablation}"))
+    return 0
+
+
+def try_command(arguments: argparse.Namespace) -> int:
+    """An ad-hoc arm against the baseline: trained, judged, reported like any other question."""
+    from ablations import adhoc
+
+    name = adhoc.register(arguments.overrides, arguments.profile)
+    arguments.names = [name]
+    return run_command(arguments)
+
+
+def diff_command(arguments: argparse.Namespace) -> int:
+    """What two run directories differ in: config fields, final losses, parameters."""
+    from ablations import confounds
+    from transformer.config import difference
+    from transformer.training.run_directory import read_config, read_status
+
+    first, second = read_config(arguments.first), read_config(arguments.second)
+    for path, (a, b) in difference(first, second).items():
+        print(f"{path}: {a!r} -> {b!r}")
+    changes = confounds.compare(first, second)
+    for kind in ("parameters_only_base", "parameters_only_arm", "shape_changed", "decay_changed", "init_changed"):
+        for entry in changes[kind]:
+            print(f"{kind.replace('_', ' ')}: {entry}")
+    before, after = read_status(arguments.first), read_status(arguments.second)
+    for key in sorted({*before, *after}):
+        if key.endswith(("_loss", "state", "_bits_per_byte")) and before.get(key) != after.get(key):
+            print(f"{key}: {before.get(key)} -> {after.get(key)}")
+    return 0
+
+
+def push_command(arguments: argparse.Namespace) -> int:
+    """Rebuilds W&B runs, the verdict table and the page from the store."""
+    from ablations import push
+
+    for name in arguments.names:
+        push.push(name, arguments.profile, arguments.runs)
     return 0
 
 

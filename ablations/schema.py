@@ -173,9 +173,7 @@ class Ablation:
         ):
             if name and name not in table:
                 allowed = ", ".join(table) or "(none)"
-                raise ConfigError(
-                    f"Unknown {kind} {name!r}; it is one of: {allowed}.{did_you_mean(name, table)}"
-                )
+                raise ConfigError(f"Unknown {kind} {name!r}; it is one of: {allowed}.{did_you_mean(name, table)}")
             if name:
                 merged.update(table[name].overrides)
         return merged

@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ablations import catalog, claims, confounds, store
+from ablations import catalog, checks, claims, confounds, store
 from ablations.cells import ArmCell, Member, cells
-from ablations.evidence import ArmResult, Control, Evidence, Outcome, Setting
+from ablations.evidence import ArmResult, Control, Evidence, ExactCheck, Outcome, Setting
 from ablations.power import noise_floor
 from ablations.schema import Ablation, Contrast
 from ablations.store import Record
@@ -27,6 +27,7 @@ class Results:
     Attributes:
       arms: each arm with its records, test seeds at the chosen learning rate last.
       tampered: records whose digest does not fit; they count as missing.
+      checks: results of the exact claims' tests.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Results:
     profile: str
     arms: list[tuple[ArmCell, dict[Member, Record]]]
     tampered: list[str]
+    checks: Mapping[str, ExactCheck]
 
 
 def collect(name: str, profile: str, runs: Path) -> Results:
@@ -44,7 +46,12 @@ def collect(name: str, profile: str, runs: Path) -> Results:
         records, changed = store.read_arm(cell.directory(runs))
         arms.append((cell, records))
         tampered += changed
-    return Results(name, ablation, profile, arms, tampered)
+    return Results(name, ablation, profile, arms, tampered, checks.results(runs))
+
+
+def collect_noise(name: str, profile: str, runs: Path) -> float | None:
+    """The measured spread of twin differences, or None while there are fewer than two pairs."""
+    return _noise(collect(name, profile, runs))["sigma"]
 
 
 def registered(name: str, ablation: Ablation) -> tuple[str, ...]:
@@ -59,7 +66,7 @@ def summarize(results: Results) -> dict[str, Any]:
         profile=results.profile,
         scale=_scale(results),
         verdicts=settings.verdicts,
-        min_seeds=min((c.min_seeds for c in ablation.contrasts), default=None) if settings.test_seeds < 8 else None,
+        min_seeds=settings.test_seeds if settings.test_seeds < 8 else None,
         may_differ=frozenset(q for q in ("parameters", "flops", "tokens") if q not in ablation.matched),  # type: ignore[misc]
     )
     conditions = settings.conditions or tuple(ablation.conditions)
@@ -88,7 +95,7 @@ def summarize(results: Results) -> dict[str, Any]:
         "arms": arms,
         "noise": _noise(results),
         "references": _references(results),
-        "checks": [],
+        "checks": _checks(results),
         "provenance": _provenance(results),
     }
 
@@ -101,7 +108,9 @@ def _find(results: Results, arm: str, condition: str) -> tuple[ArmCell, dict[Mem
 
 
 def _evidence(results: Results, contrast: Contrast, condition: str) -> Evidence | None:
-    if contrast.type in ("exact", "formula"):
+    if contrast.type == "exact":
+        return Evidence(exact=results.checks.get(contrast.check)) if contrast.check in results.checks else None
+    if contrast.type == "formula":
         return None
     names = contrast.arms or (contrast.test, contrast.base)
     found = [_arm_result(results, name, condition, contrast.metric) for name in names]
@@ -172,15 +181,15 @@ def _claims(decisions: Sequence[Decision]) -> list[dict[str, Any]]:
     for name in dict.fromkeys(d.contrast.claim for d in decisions):
         indices = [i for i, d in enumerate(decisions) if d.contrast.claim == name]
         joined = overall([decisions[i] for i in indices])
-        claim = claims.get(name)
+        claim = claims.load().get(name)
         rows.append(
             {
                 "claim": name,
-                "statement": claim.statement,
-                "kind": claim.kind,
-                "prior": claim.prior,
-                "surprise": claim.surprise,
-                "literature": [dataclasses.asdict(entry) for entry in claim.literature],
+                "statement": claim.statement if claim else "The arms do not differ in practice.",
+                "kind": claim.kind if claim else "training",
+                "prior": claim.prior if claim else "inconclusive",
+                "surprise": bool(claim and claim.surprise),
+                "literature": [dataclasses.asdict(entry) for entry in claim.literature] if claim else [],
                 "verdict": joined.verdict,
                 "sentence": joined.reason,
                 "decisions": indices,
@@ -336,8 +345,10 @@ def _noise(results: Results) -> dict[str, Any]:
         if len(pairs) < 2:
             return empty
         floor = noise_floor([p[0] for p in pairs], [p[1] for p in pairs])
-        centred = "their mean difference is zero within its 95% interval" if floor.centred else (
-            "their mean difference is not zero within its 95% interval: the negative control failed"
+        centred = (
+            "their mean difference is zero within its 95% interval"
+            if floor.centred
+            else ("their mean difference is not zero within its 95% interval: the negative control failed")
         )
         return {
             "sigma": floor.sigma,
@@ -374,6 +385,23 @@ def _scale(results: Results) -> str:
     )
 
 
+def _checks(results: Results) -> list[dict[str, Any]]:
+    rows = []
+    for contrast in results.ablation.contrasts:
+        result = results.checks.get(contrast.check)
+        if contrast.type == "exact" and result is not None:
+            rows.append(
+                {
+                    "claim": contrast.claim,
+                    "name": contrast.check,
+                    "passed": result.passed,
+                    "sabotage_caught": result.sabotage_caught,
+                    "detail": result.counterexample,
+                }
+            )
+    return rows
+
+
 def _provenance(results: Results) -> dict[str, Any]:
     records = [r for _, found in results.arms for r in found.values()]
     env: Mapping[str, Any] = next((r.environment for r in records if r.environment), {})
@@ -381,7 +409,9 @@ def _provenance(results: Results) -> dict[str, Any]:
     wanted = ("jax", "flax", "optax", "numpy")
     return {
         "command": f"python -m ablations run {results.name} --profile={results.profile}",
-        "git": json.dumps(git) if not git else f"{str(git.get('sha', ''))[:12]}{' (modified)' if git.get('dirty') else ''}",
+        "git": json.dumps(git)
+        if not git
+        else f"{str(git.get('sha', ''))[:12]}{' (modified)' if git.get('dirty') else ''}",
         "python": env.get("python"),
         "packages": {k: v for k, v in (env.get("packages") or {}).items() if k in wanted},
         "device": f"{env.get('platform', '')} {env.get('device', '')}".strip(),

@@ -116,9 +116,7 @@ def _check_names(arguments: list[str]) -> None:
         if field.startswith("config."):
             path = field.removeprefix("config.").split("[")[0]
             if not has_config:
-                raise ConfigError(
-                    f"--{name} needs --config=FILE before it, for example --config=configs/base.py"
-                )
+                raise ConfigError(f"--{name} needs --config=FILE before it, for example --config=configs/base.py")
             if path not in known_fields:
                 raise ConfigError(f'There is no config field "{path}".{did_you_mean(path, known_fields)}')
         elif field not in flags.FLAGS and field.removeprefix("no") not in flags.FLAGS:

@@ -71,9 +71,7 @@ def schema(cls: type = Config, prefix: str = "") -> Iterator[FieldInfo]:
         registry = registry_of(cls, f.name)
         yield FieldInfo(path, hint, f.default, f.metadata["help"], tuple(registry or ()))
     for name, (parameter, readers) in entry_parameters(cls).items():
-        used_by = " or ".join(
-            f"{prefix}{field}={'|'.join(sorted(kinds))}" for field, kinds in readers.items()
-        )
+        used_by = " or ".join(f"{prefix}{field}={'|'.join(sorted(kinds))}" for field, kinds in readers.items())
         hint = typing.get_type_hints(_declaring(cls, name))[name]
         yield FieldInfo(prefix + name, hint, parameter.default, parameter.metadata["help"], (), used_by)
 
@@ -138,9 +136,7 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
 
 def _coerce(value: Any, info: FieldInfo) -> Any:
     """Checks a value against the field's type; ints pass as floats, lists as tuples."""
-    allowed = (
-        typing.get_args(info.type) if typing.get_origin(info.type) in (typing.Union, types.UnionType) else ()
-    )
+    allowed = typing.get_args(info.type) if typing.get_origin(info.type) in (typing.Union, types.UnionType) else ()
     allowed = tuple(typing.get_origin(t) or t for t in (allowed or (info.type,)))
     if tuple in allowed and isinstance(value, list | tuple):
         return tuple(value)
@@ -153,9 +149,7 @@ def _coerce(value: Any, info: FieldInfo) -> Any:
     elif int in allowed and isinstance(value, float) and value.is_integer():
         return int(value)
     wanted = " or ".join(t.__name__ for t in allowed)
-    raise ConfigError(
-        f"{info.path}={value!r} has the wrong type: it takes {wanted} (default {info.default!r})."
-    )
+    raise ConfigError(f"{info.path}={value!r} has the wrong type: it takes {wanted} (default {info.default!r}).")
 
 
 def resolve(config: Any) -> Config:

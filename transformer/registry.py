@@ -73,9 +73,7 @@ class Registry(Mapping[str, Entry]):
     def __getitem__(self, name: str) -> Entry:
         if name not in self._entries:
             allowed = ", ".join(self._entries)
-            raise ConfigError(
-                f"{self.field}={name!r} is not one of: {allowed}.{did_you_mean(name, self._entries)}"
-            )
+            raise ConfigError(f"{self.field}={name!r} is not one of: {allowed}.{did_you_mean(name, self._entries)}")
         return self._entries[name]
 
     def __contains__(self, name: object) -> bool:

@@ -71,9 +71,7 @@ class Position(Section):
 class Norm(Section):
     """Normalisation: statistic (`kind`), affine part and placement are separate fields."""
 
-    kind: str = choice(
-        "layernorm", "transformer.model.normalization:NORMS", "statistic; none removes all norms"
-    )
+    kind: str = choice("layernorm", "transformer.model.normalization:NORMS", "statistic; none removes all norms")
     placement: str = choice(
         "pre", "transformer.model.normalization:PLACEMENTS", "where norms stand in a residual sublayer"
     )
@@ -108,9 +106,7 @@ class Residual(Section):
 class FeedForward(Section):
     """Position-wise feed-forward network."""
 
-    kind: str = choice(
-        "gelu", "transformer.model.feedforward:FEEDFORWARDS", "activation or gating; none removes it"
-    )
+    kind: str = choice("gelu", "transformer.model.feedforward:FEEDFORWARDS", "activation or gating; none removes it")
     ratio: float = field(4.0, "hidden width / d_model")
     bias: bool = field(False, "biases on its projections")
 
@@ -127,9 +123,7 @@ class Embedding(Section):
 class Init(Section):
     """Initial weights, drawn per parameter from a key folded with the parameter's path."""
 
-    scheme: str = choice(
-        "gpt2", "transformer.model.initialization:SCHEMES", "distribution of initial weights"
-    )
+    scheme: str = choice("gpt2", "transformer.model.initialization:SCHEMES", "distribution of initial weights")
     std: float = field(0.02, "standard deviation of matrices and embeddings")
 
 
@@ -155,12 +149,8 @@ class Model(Section):
 class Objective(Section):
     """What is predicted."""
 
-    kind: str = choice(
-        "auto", "transformer.training.objectives:OBJECTIVES", "training objective; auto: by family"
-    )
-    label_smoothing: float = field(
-        0.0, "probability mass moved to the uniform distribution (training loss only)"
-    )
+    kind: str = choice("auto", "transformer.training.objectives:OBJECTIVES", "training objective; auto: by family")
+    label_smoothing: float = field(0.0, "probability mass moved to the uniform distribution (training loss only)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,9 +161,7 @@ class Data(Section):
     vocabulary: str = choice("bytes", "transformer.data.vocabularies:VOCABULARIES", "how text becomes tokens")
     sequence_length: int = field(256, "tokens per training window")
     sampling: str = choice("epochs", "transformer.data.batching:SAMPLINGS", "order of windows")
-    feed: str = choice(
-        "auto", "transformer.data.batching:FEEDS", "who cuts the windows; auto: device if it fits"
-    )
+    feed: str = choice("auto", "transformer.data.batching:FEEDS", "who cuts the windows; auto: device if it fits")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -239,9 +227,7 @@ class Numerics(Section):
 class Wandb(Section):
     """Weights & Biases, one of the views on a run."""
 
-    mode: str = choice(
-        "auto", "transformer.training.wandb_sink:MODES", "auto: online if logged in, else offline"
-    )
+    mode: str = choice("auto", "transformer.training.wandb_sink:MODES", "auto: online if logged in, else offline")
     project: str = field("whatif-transformers", "project name")
     entity: str = field("", "team or user; empty: your default")
     group: str = field("", "group; empty: the config's name")
@@ -256,9 +242,7 @@ class Config(Section):
     seed: int = field(0, "sets init_seed and data_seed unless these are given")
     init_seed: int = field(-1, "seed of initial weights and dropout; -1: seed")
     data_seed: int = field(-1, "seed of the order of windows; -1: seed")
-    execution: str = choice(
-        "sequential", "transformer.numerics:EXECUTIONS", "how members of an arm are trained"
-    )
+    execution: str = choice("sequential", "transformer.numerics:EXECUTIONS", "how members of an arm are trained")
     model: Model = section(Model)
     objective: Objective = section(Objective)
     data: Data = section(Data)

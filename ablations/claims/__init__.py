@@ -115,8 +115,7 @@ def _load(folder: Path) -> dict[str, Claim]:
         for claim in _read(path):
             if claim.id in claims:
                 raise ClaimError(
-                    f'{path.name}: the claim "{claim.id}" already stands in {home[claim.id]}; '
-                    "rename or remove one."
+                    f'{path.name}: the claim "{claim.id}" already stands in {home[claim.id]}; rename or remove one.'
                 )
             claims[claim.id] = claim
             home[claim.id] = path.name
@@ -150,9 +149,7 @@ def _claim(row: dict[str, Any], section: str, file: str) -> Claim:
     _check_choice(row["prior"], "prior", get_args(Verdict), where)
     literature = tuple(_literature(entry, where) for entry in row["literature"])
     texts = {key: _one_line(value) for key, value in row.items() if isinstance(value, str)}
-    return Claim(
-        **{**row, **texts, "section": section, "literature": literature, "seeds": tuple(row["seeds"])}
-    )
+    return Claim(**{**row, **texts, "section": section, "literature": literature, "seeds": tuple(row["seeds"])})
 
 
 def _literature(entry: dict[str, Any], where: str) -> Literature:
@@ -169,9 +166,7 @@ _SHAPES = {
     "text, possibly empty": lambda value: isinstance(value, str),
     "true or false": lambda value: isinstance(value, bool),
     "a list of text": lambda value: isinstance(value, list) and all(isinstance(item, str) for item in value),
-    "a list of tables": lambda value: (
-        isinstance(value, list) and all(isinstance(item, dict) for item in value)
-    ),
+    "a list of tables": lambda value: isinstance(value, list) and all(isinstance(item, dict) for item in value),
 }
 
 
@@ -183,8 +178,7 @@ def _check(value: Any, key: str, shape: str, where: str) -> None:
 def _check_choice(value: Any, key: str, allowed: Iterable[str], where: str) -> None:
     if value not in allowed:
         raise ClaimError(
-            f"{where} has {key} = {value!r}; it is one of: {', '.join(allowed)}."
-            f"{did_you_mean(str(value), allowed)}"
+            f"{where} has {key} = {value!r}; it is one of: {', '.join(allowed)}.{did_you_mean(str(value), allowed)}"
         )
 
 

@@ -53,6 +53,8 @@ _CONFOUNDS: dict[str, Any] = {
     "decay_changed": [], "init_changed": [],
 }  # fmt: skip
 _NOISE: dict[str, Any] = {"sigma": None, "interval": None, "n": 0, "note": ""}
+_PAIR: dict[str, Any] = {"seed": 0, "test": None, "base": None}
+_DOWNGRADE: dict[str, Any] = {"reason": "", "remedy": ""}
 _CHECK: dict[str, Any] = {"claim": "", "name": "", "passed": False, "sabotage_caught": None, "detail": ""}
 _LITERATURE: dict[str, Any] = {"source": "", "finding": "", "status": "unverified"}
 _PROVENANCE: dict[str, Any] = {
@@ -77,6 +79,9 @@ def complete(data: Mapping[str, Any]) -> dict[str, Any]:
         report[key] = [_filled(row, defaults) for row in report[key]]
     for claim in report["claims"]:
         claim["literature"] = [_filled(row, _LITERATURE) for row in claim["literature"]]
+    for decision in report["decisions"]:
+        decision["paired"] = [_filled(row, _PAIR) for row in decision["paired"]]
+        decision["downgrades"] = [_filled(row, _DOWNGRADE) for row in decision["downgrades"]]
     for arm in report["arms"]:
         arm["label"] = arm["label"] or arm["arm"]
         arm["confounds"] = _filled(arm["confounds"], _CONFOUNDS)

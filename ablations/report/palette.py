@@ -76,9 +76,7 @@ def arm_styles(arms: Iterable[tuple[str, bool]]) -> dict[str, ArmStyle]:
             styles[name] = ArmStyle("base", BASE_DASH, "circle")
         else:
             turn, hue = divmod(others, len(ARMS))
-            styles[name] = ArmStyle(
-                f"arm{hue}", DASHES[turn % len(DASHES)], SHAPES[others % len(SHAPES)]
-            )
+            styles[name] = ArmStyle(f"arm{hue}", DASHES[turn % len(DASHES)], SHAPES[others % len(SHAPES)])
             others += 1
     return styles
 
@@ -86,9 +84,7 @@ def arm_styles(arms: Iterable[tuple[str, bool]]) -> dict[str, ArmStyle]:
 def style_sheet() -> str:
     """CSS that gives each role its colour in both schemes, for the page and for every figure file."""
     light, dark = (_variables(scheme) for scheme in (0, 1))
-    classes = "".join(
-        f".f-{role}{{fill:var(--{role})}}.s-{role}{{stroke:var(--{role})}}" for role in sorted(ROLES)
-    )
+    classes = "".join(f".f-{role}{{fill:var(--{role})}}.s-{role}{{stroke:var(--{role})}}" for role in sorted(ROLES))
     return (
         f":root{{{light}}}"
         f"@media (prefers-color-scheme:dark){{:root{{{dark}}}}}"

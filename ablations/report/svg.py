@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Mapping, Sequence
@@ -19,9 +18,35 @@ SVG = "http://www.w3.org/2000/svg"
 # Measured like Liberation Sans, which comes with vl-convert; Arial and Helvetica have the same widths.
 FONT = "Liberation Sans, Arial, Helvetica, sans-serif"
 GAP, COLUMNS = 16, 3
+DECIMAL = re.compile(r"-?\d*\.\d+(?:e-?\d+)?")
 KEPT = frozenset(
-    "d x y x1 x2 y1 y2 cx cy r width height transform fill stroke stroke-width stroke-dasharray stroke-linecap "
-    "opacity fill-opacity stroke-opacity font-size font-weight font-style text-anchor".split()
+    [
+        "d",
+        "x",
+        "y",
+        "x1",
+        "x2",
+        "y1",
+        "y2",
+        "cx",
+        "cy",
+        "r",
+        "width",
+        "height",
+        "transform",
+        "fill",
+        "stroke",
+        "stroke-width",
+        "stroke-dasharray",
+        "stroke-linecap",
+        "opacity",
+        "fill-opacity",
+        "stroke-opacity",
+        "font-size",
+        "font-weight",
+        "font-style",
+        "text-anchor",
+    ]
 )
 DEFAULTS = {"opacity": "1", "stroke-width": "1", "fill-opacity": "1", "stroke-opacity": "1", "text-anchor": "start"}
 
@@ -158,11 +183,6 @@ def _attributes(element: ElementTree.Element) -> list[str]:
     return [f'class="{" ".join(classes)}"', *attributes] if classes else attributes
 
 
-@functools.cache
-def _number() -> re.Pattern[str]:
-    return re.compile(r"-?\d*\.\d+(?:e-?\d+)?")
-
-
 def _rounded(path: str) -> str:
     """Coordinates to a tenth of a pixel."""
-    return _number().sub(lambda found: f"{float(found[0]):.1f}".removesuffix(".0"), path)
+    return DECIMAL.sub(lambda found: f"{float(found[0]):.1f}".removesuffix(".0"), path)

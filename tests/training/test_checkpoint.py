@@ -1,7 +1,8 @@
-"""Checkpoints: bit-exact round trips, what is kept, every kind of damage, failing writes and killed processes."""
+"""Checkpoints: bit-exact round trips, what is kept, kinds of damage, failing writes, killed processes."""
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import json
 import os
@@ -57,7 +58,7 @@ def largest_file(folder: Path) -> Path:
     return max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
 
 
-# --- round trips ---------------------------------------------------------------------------------------------
+# --- round trips ------------------------------------------------------------------------------------------
 
 
 def test_round_trip_is_bit_exact_for_every_kind_of_leaf(tmp_path):
@@ -83,21 +84,19 @@ def test_round_trip_is_bit_exact_for_every_kind_of_leaf(tmp_path):
 def test_saved_bytes_are_those_of_the_moment_of_the_call_when_the_buffers_are_donated_next(tmp_path):
     step = jax.jit(lambda x: x * 1.5 + 1, donate_argnums=0)
     x = step(jnp.arange(400_000, dtype=jnp.float32))
-    with Checkpoints(tmp_path, 10) as checkpoints:
-        expected = {}
+    expected = []
+    with Checkpoints(tmp_path, 4) as checkpoints:
         for i in range(4):
-            expected[i] = np.array(x)
-            held_before = x
+            expected.append(np.array(x))
             checkpoints.save(i, {"x": x}, {})
-            x = step(x)
-            assert held_before.is_deleted()  # nothing kept the step from reusing the buffer
-            for _ in range(3):
-                x = step(x)
-    for i in range(4):
-        for later in range(i + 1, 4):
-            shutil.rmtree(tmp_path / str(later), ignore_errors=True)
-    restored = Checkpoints(tmp_path, 10).restore({"x": jax.ShapeDtypeStruct(x.shape, x.dtype)})
-    assert_same_bytes(restored.state["x"], expected[restored.step])
+            donated, x = x, step(x)
+            assert donated.is_deleted()  # nothing keeps the step from reusing the buffer
+            x = step(step(x))
+    for i in reversed(range(4)):
+        restored = Checkpoints(tmp_path, 4).restore({"x": jax.ShapeDtypeStruct(x.shape, x.dtype)})
+        assert restored.step == i
+        assert_same_bytes(restored.state["x"], expected[i])
+        shutil.rmtree(tmp_path / str(i))
 
 
 def test_training_continued_from_a_restored_state_equals_training_on(tmp_path):
@@ -116,12 +115,14 @@ def test_restores_to_the_shardings_that_the_abstract_state_names(tmp_path):
         import sys, jax, jax.numpy as jnp
         from transformer.training.checkpoint import Checkpoints
         mesh = jax.make_mesh((4,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
-        rows, columns = (jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*s)) for s in (("x",), (None, "x")))
+        rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("x"))
+        columns = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, "x"))
         w = jax.device_put(jnp.arange(64.0).reshape(8, 8), rows)
         with Checkpoints(sys.argv[1], 1) as checkpoints:
             checkpoints.save(1, {"w": w}, {})
             here = checkpoints.restore({"w": jax.ShapeDtypeStruct(w.shape, w.dtype)}).state["w"]
-            there = checkpoints.restore({"w": jax.ShapeDtypeStruct(w.shape, w.dtype, sharding=columns)}).state["w"]
+            abstract = jax.ShapeDtypeStruct(w.shape, w.dtype, sharding=columns)
+            there = checkpoints.restore({"w": abstract}).state["w"]
         assert here.devices() == {jax.devices()[0]}
         assert there.sharding == columns and (there == w).all() and (jax.device_put(here, rows) == w).all()
     """
@@ -135,13 +136,14 @@ def run_python(script: str, *arguments, **environment) -> subprocess.Popen:
         [sys.executable, "-c", textwrap.dedent(script), *map(str, arguments)],
         cwd=REPOSITORY,
         env={**os.environ, "JAX_PLATFORMS": "cpu", **environment},
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
 
 
-# --- what is kept --------------------------------------------------------------------------------------------
+# --- what is kept -----------------------------------------------------------------------------------------
 
 
 def test_an_empty_or_missing_directory_restores_nothing_and_stays_as_it_is(tmp_path):
@@ -214,11 +216,11 @@ def test_a_step_is_saved_once(tmp_path):
 
 
 def test_keeping_none_is_refused(tmp_path):
-    with pytest.raises(CheckpointError, match="train.keep_checkpoints is 0"):
+    with pytest.raises(CheckpointError, match=r"train\.keep_checkpoints is 0"):
         Checkpoints(tmp_path, 0)
 
 
-# --- damage --------------------------------------------------------------------------------------------------
+# --- damage -----------------------------------------------------------------------------------------------
 
 
 def flip_a_bit(folder: Path) -> None:
@@ -326,21 +328,40 @@ def test_a_damaged_checkpoint_is_passed_over_and_its_step_can_be_saved_again(
     assert len(warnings) == 1
 
 
-def test_steps_below_a_damaged_one_are_kept_and_two_damaged_ones_of_one_step_are_both_set_aside(tmp_path):
-    fill(tmp_path, (10, 30))
-    for attempt in (1, 2):
-        flip_a_bit(tmp_path / "30")
-        with Checkpoints(tmp_path, 1, warn=lambda line: None) as checkpoints:
-            assert checkpoints.restore(ABSTRACT).step == 10
-            checkpoints.save(10 + attempt, make_state(0), {})
-            assert checkpoints.steps() == [10 + attempt]
-            checkpoints.save(30, make_state(30), {})
-        shutil.rmtree(tmp_path / str(10 + attempt), ignore_errors=True)
-        shutil.copytree(tmp_path / "30", tmp_path / "10")
-        shutil.rmtree(tmp_path / "10")
-        fill(tmp_path, (10,))
-    assert (tmp_path / "30.damaged-1").is_dir()
-    assert (tmp_path / "30.damaged-2").is_dir()
+def test_damaged_checkpoints_are_not_counted_among_the_newest(tmp_path):
+    fill(tmp_path, (10, 20, 30))
+    for step in ("20", "30"):
+        flip_a_bit(tmp_path / step)
+    with Checkpoints(tmp_path, 1, warn=lambda line: None) as checkpoints:
+        assert checkpoints.restore(ABSTRACT).step == 10
+        for step in (15, 20, 25, 30):
+            checkpoints.save(step, make_state(step), {})
+            assert checkpoints.steps() == [step]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["20.damaged-1", "30", "30.damaged-1"]
+
+
+def test_a_step_damaged_twice_is_set_aside_twice(tmp_path):
+    fill(tmp_path, (1, 2))
+    for _ in range(2):
+        flip_a_bit(tmp_path / "2")
+        with Checkpoints(tmp_path, 2, warn=lambda line: None) as checkpoints:
+            assert checkpoints.restore(ABSTRACT).step == 1
+            checkpoints.save(2, make_state(2), {})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2", "2.damaged-1", "2.damaged-2"]
+
+
+def test_damage_found_while_saving_goes_on_is_set_aside_by_the_next_save(tmp_path):
+    with Checkpoints(tmp_path, 3, warn=lambda line: None) as checkpoints:
+        for step, metric in [(1, 2.0), (2, 1.0)]:
+            checkpoints.save(step, make_state(step), {}, metric)
+        checkpoints.wait()
+        flip_a_bit(tmp_path / "2")
+        assert checkpoints.restore_best(ABSTRACT).step == 1
+        for step in (2, 3):
+            checkpoints.save(step, make_state(step), {}, 3.0)
+        assert checkpoints.steps() == [1, 2, 3]
+        assert checkpoints.best_step() == 1
+    assert (tmp_path / "2.damaged-1").is_dir()
 
 
 def test_without_the_digest_a_flipped_bit_goes_unnoticed(tmp_path, monkeypatch):
@@ -386,7 +407,7 @@ def test_a_damaged_best_gives_way_to_the_second_best(tmp_path, capsys):
 def test_restore_best_does_not_call_an_unreadable_directory_empty(tmp_path):
     fill(tmp_path, (1,), metrics=[1.0])
     garble_the_record(tmp_path / "1")
-    with pytest.raises(CheckpointError, match="No checkpoint in .* is intact"):
+    with pytest.raises(CheckpointError, match=r"No checkpoint in .* is intact"):
         Checkpoints(tmp_path, 1, warn=lambda line: None).restore_best(ABSTRACT)
 
 
@@ -425,7 +446,7 @@ def test_the_checkpoint_of_another_model_is_an_error_and_not_damage(three_checkp
     assert checkpoints.steps() == [1, 2, 3]
 
 
-# --- writes that fail ----------------------------------------------------------------------------------------
+# --- writes that fail -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -449,6 +470,7 @@ def test_a_failed_write_is_reported_by_the_next_call_and_leaves_the_one_before(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     async def fails_in_background(*args, **kwargs):
+        await asyncio.sleep(0.2)  # the arrays are written by then
         full()
 
     checkpoints = Checkpoints(tmp_path, 1)
@@ -490,6 +512,30 @@ def test_saving_goes_on_with_the_same_object_after_a_failure(tmp_path, monkeypat
         assert checkpoints.steps() == [3]
 
 
+def test_a_process_that_cannot_write_still_exits(tmp_path):
+    script = """
+        import pathlib, shutil, sys
+        import numpy as np
+        from transformer.errors import CheckpointError
+        from transformer.training.checkpoint import Checkpoints
+        directory = pathlib.Path(sys.argv[1], "checkpoints")
+        checkpoints = Checkpoints(directory, 2)
+        checkpoints.save(1, {"w": np.ones(3)}, {})
+        checkpoints.wait()
+        shutil.rmtree(directory)
+        directory.write_text("in the way")
+        checkpoints.save(2, {"w": np.ones(3)}, {})
+        try:
+            checkpoints.close()
+        except CheckpointError as error:
+            print(error, end="")
+    """
+    output, errors = run_python(script, tmp_path).communicate(timeout=60)
+    assert errors == ""
+    assert f"step 2 could not be written to {tmp_path / 'checkpoints'} (" in output
+    assert "Not a directory" in output
+
+
 @pytest.fixture
 def tiny_disk(tmp_path):
     """A file system of 2 MB."""
@@ -522,7 +568,7 @@ def test_a_disk_that_is_really_full(tiny_disk):
     assert Checkpoints(tiny_disk / "checkpoints", 2).steps() == [1, 3]
 
 
-# --- killed processes ----------------------------------------------------------------------------------------
+# --- killed processes -------------------------------------------------------------------------------------
 
 SAVE_FOREVER = """
     import itertools, sys
@@ -530,6 +576,7 @@ SAVE_FOREVER = """
     from transformer.training.checkpoint import Checkpoints
     def make_state(step):
         return {"w": np.random.default_rng(step).normal(size=1_000_000).astype(np.float32)}
+    sys.stdin.readline()
     with Checkpoints(sys.argv[1], 2) as checkpoints:
         restored = checkpoints.restore(make_state(0))
         for step in itertools.count(restored.step + 1 if restored else 0):
@@ -539,38 +586,59 @@ SAVE_FOREVER = """
 """
 
 
+def test_what_a_killed_save_left_is_ignored_by_readers_and_removed_by_the_next_save(tmp_path):
+    fill(tmp_path, (1, 2))
+    leftover = tmp_path / TEMPORARY.replace("*", "7")
+    (tmp_path / "2").rename(leftover)
+    with Checkpoints(tmp_path, 2, warn=pytest.fail) as checkpoints:
+        assert checkpoints.steps() == [1]
+        assert checkpoints.restore(ABSTRACT).step == 1
+        assert leftover.is_dir()  # it might be the save in progress of a run that is being watched
+        checkpoints.save(2, make_state(2), {})
+        assert checkpoints.steps() == [1, 2]
+        assert not leftover.exists()
+
+
 def test_kill_in_the_middle_of_a_save(tmp_path):
+    children = [run_python(SAVE_FOREVER, tmp_path) for _ in range(5)]  # all import at once, then take turns
+    try:
+        kill_in_the_middle_of_a_save(children, tmp_path)
+    finally:
+        for child in children:
+            child.kill()
+            child.communicate()
+
+
+def kill_in_the_middle_of_a_save(children, directory) -> None:
     delays = random.Random(0)
     abstract = {"w": jax.ShapeDtypeStruct((1_000_000,), jnp.float32)}
-    leftovers, before = 0, -1
-    for _ in range(5):
-        child = run_python(SAVE_FOREVER, tmp_path)
-        committed = int(child.stdout.readline())  # the first save also clears what the last kill left
-        assert committed == before + 1
-        while not list(tmp_path.glob(TEMPORARY)):
+    leftovers, step = 0, -1
+    for child in children:
+        child.stdin.write("your turn\n")
+        child.stdin.flush()
+        assert int(child.stdout.readline()) == step + 1  # this save has cleared what the last kill left
+        while not list(directory.glob(TEMPORARY)):
             assert child.poll() is None
             time.sleep(0.001)
         time.sleep(delays.uniform(0, 0.03))
         child.kill()
-        rest, errors = child.communicate(timeout=60)
+        output, errors = child.communicate(timeout=60)
         assert errors == ""
-        committed = int((rest.split() or [committed])[-1])
-        leftovers += bool(list(tmp_path.glob(TEMPORARY)))
-        restored = Checkpoints(tmp_path, 2, warn=pytest.fail).restore(abstract)
-        assert committed <= restored.step <= committed + 1  # one more if killed between commit and print
-        assert restored.metadata == {"step": restored.step}
-        assert_same_bytes(
-            restored.state["w"],
-            np.random.default_rng(restored.step).normal(size=1_000_000).astype(np.float32),
-        )
-        before = restored.step
-    assert leftovers, "no kill fell into a save: the test shows nothing"
-    with Checkpoints(tmp_path, 2) as checkpoints:
-        checkpoints.save(before + 1, jax.tree.map(np.asarray, restored.state), {})
-    assert not list(tmp_path.glob(TEMPORARY))
+        printed = int((output.split() or [step + 1])[-1])
+        leftovers += bool(list(directory.glob(TEMPORARY)))
+        restored = Checkpoints(directory, 2, warn=pytest.fail).restore(abstract)
+        step = restored.step
+        assert printed <= step <= printed + 1  # one more if killed between commit and print
+        assert restored.metadata == {"step": step}
+        expected = np.random.default_rng(step).normal(size=1_000_000).astype(np.float32)
+        assert_same_bytes(restored.state["w"], expected)
+    assert leftovers, "no kill fell into a save, so this has shown nothing"
+    with Checkpoints(directory, 2) as checkpoints:
+        checkpoints.save(step + 1, restored.state, {})
+    assert not list(directory.glob(TEMPORARY))
 
 
-# --- manners -------------------------------------------------------------------------------------------------
+# --- manners ----------------------------------------------------------------------------------------------
 
 
 def test_orbax_is_not_imported_until_a_checkpoint_is_read_or_written(tmp_path):

@@ -37,9 +37,7 @@ def train_flops_per_token(config: Config, params: Any) -> float:
     )
     if model.embedding.tie:
         matrices += math.prod(params["embedding"]["table"].shape)
-    width = model.attention.num_heads * (
-        model.attention.head_dim or model.d_model // model.attention.num_heads
-    )
+    width = model.attention.num_heads * (model.attention.head_dim or model.d_model // model.attention.num_heads)
     return 6.0 * matrices + 12.0 * model.num_layers * config.data.sequence_length * width
 
 

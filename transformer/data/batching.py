@@ -144,8 +144,7 @@ class DeviceFeed(Feed):
     def __init__(self, plan: Plan, tokens: np.ndarray):
         if len(tokens) >= 2**31:
             raise DataError(
-                f"data.feed=device indexes tokens with 32 bits, but the corpus has {len(tokens)}; "
-                "use data.feed=grain."
+                f"data.feed=device indexes tokens with 32 bits, but the corpus has {len(tokens)}; use data.feed=grain."
             )
         self._plan = plan
 

@@ -142,9 +142,7 @@ def stdlib(section: Data) -> Corpus:
             text = Path(path).read_bytes().replace(b"\r\n", b"\n")
             if text:
                 documents["validation" if _is_validation(name) else "train"].append(text)
-        description = (
-            f"Python {platform.python_version()} standard library, {len(files)} files, {size / 1e6:.2f} MB"
-        )
+        description = f"Python {platform.python_version()} standard library, {len(files)} files, {size / 1e6:.2f} MB"
         return Content(documents, description)
 
     stamps = [(name, stat.st_size, stat.st_mtime_ns) for name, _, stat in files]

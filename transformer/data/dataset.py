@@ -113,9 +113,7 @@ def _materialise(corpus: Corpus, vocabulary_name: str, entry: Path) -> Dataset:
             fresh.mkdir()
             with open(fresh / "tokens.bin", "wb") as file:
                 lengths = _cut(_write_tokens(file, content.documents, vocabulary), content.cut)
-            fingerprint = _fingerprint(
-                np.memmap(fresh / "tokens.bin", vocabulary.dtype, "r"), lengths, vocabulary
-            )
+            fingerprint = _fingerprint(np.memmap(fresh / "tokens.bin", vocabulary.dtype, "r"), lengths, vocabulary)
             meta = {
                 **about,
                 "vocabulary": vocabulary.to_dict(),
@@ -132,9 +130,7 @@ def _materialise(corpus: Corpus, vocabulary_name: str, entry: Path) -> Dataset:
         return _dataset(tokens, lengths, vocabulary, _fingerprint(tokens, lengths, vocabulary), **about)
 
 
-def _write_tokens(
-    file: BinaryIO, documents: Mapping[str, list[bytes]], vocabulary: Vocabulary
-) -> dict[str, int]:
+def _write_tokens(file: BinaryIO, documents: Mapping[str, list[bytes]], vocabulary: Vocabulary) -> dict[str, int]:
     """Appends the tokens of all splits, `eos` between two documents; returns split -> number of tokens."""
     lengths = {}
     for split in (s for s in SPLITS if s in documents):

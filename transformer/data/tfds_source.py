@@ -44,9 +44,7 @@ def corpus(section: Data) -> Corpus:
     try:
         version = importlib.metadata.version("tensorflow-datasets")
     except importlib.metadata.PackageNotFoundError as error:
-        raise DataError(
-            f"data.source=tfds needs the package tensorflow-datasets; install it, or {_REMEDY}."
-        ) from error
+        raise DataError(f"data.source=tfds needs the package tensorflow-datasets; install it, or {_REMEDY}.") from error
     identity = json.dumps([section.tfds_feature, folder, version])
     return Corpus(f"tfds:{section.tfds_name}", identity, lambda: _read(section, folder))
 
@@ -87,9 +85,7 @@ def _content(section: Data, folder: str) -> Content:
         raise DataError(
             f"data.tfds_name={section.tfds_name}: the feature {feature!r} holds no text in its train split."
         )
-    description = (
-        f"TFDS {builder.info.full_name}, feature {feature}, {len(documents['train'])} training document(s)"
-    )
+    description = f"TFDS {builder.info.full_name}, feature {feature}, {len(documents['train'])} training document(s)"
     if "validation" in splits:
         return Content(documents, description)
     description += f"; no validation split, so the last {VALIDATION_FRACTION:.0%} of train serves as one"

@@ -43,9 +43,7 @@ def generate(
     if max_new_tokens == 0:
         return prompt_BT
     structure, weights = nnx.split(model)
-    new_BN = _continue(
-        structure, weights, prompt_BT, jnp.float32(temperature), jax.random.key(seed), max_new_tokens
-    )
+    new_BN = _continue(structure, weights, prompt_BT, jnp.float32(temperature), jax.random.key(seed), max_new_tokens)
     return np.concatenate([prompt_BT, np.asarray(new_BN)], axis=1)
 
 
@@ -58,9 +56,7 @@ def _continue(
     logits_BTV, cache = model(prompt_BT, cache=model.empty_cache(batch, length + count))
 
     def choose(step: jax.Array, logits_BV: jax.Array) -> jax.Array:
-        sampled = jax.random.categorical(
-            jax.random.fold_in(key, step), logits_BV / jnp.maximum(temperature, 1e-6)
-        )
+        sampled = jax.random.categorical(jax.random.fold_in(key, step), logits_BV / jnp.maximum(temperature, 1e-6))
         return jnp.where(temperature == 0, logits_BV.argmax(axis=-1), sampled).astype(jnp.int32)
 
     def body(step: jax.Array, carry: Any) -> Any:

@@ -14,9 +14,7 @@ from transformer.registry import Registry
 from transformer.schema import Model
 
 SCALES = Registry("model.attention.scale")
-SCALES.register("inv_sqrt", paper="Vaswani et al. 2017, section 3.2.1")(
-    lambda head_dim: 1.0 / math.sqrt(head_dim)
-)
+SCALES.register("inv_sqrt", paper="Vaswani et al. 2017, section 3.2.1")(lambda head_dim: 1.0 / math.sqrt(head_dim))
 SCALES.register("none")(lambda head_dim: 1.0)
 SCALES.register("inv", paper="Yang et al. 2022 (muP)")(lambda head_dim: 1.0 / head_dim)
 

@@ -38,9 +38,7 @@ class CacheWriter:
         """Stores new keys and values; returns all [B, heads, capacity, head_dim]. Unused slots stay masked,
         because their positions lie after every query."""
         at = (0, 0, self.before.length, 0)
-        self.keys[layer] = jax.lax.dynamic_update_slice(
-            self.keys[layer], k_BHTK.astype(self.keys[layer].dtype), at
-        )
+        self.keys[layer] = jax.lax.dynamic_update_slice(self.keys[layer], k_BHTK.astype(self.keys[layer].dtype), at)
         self.values[layer] = jax.lax.dynamic_update_slice(
             self.values[layer], v_BHTK.astype(self.values[layer].dtype), at
         )
@@ -51,9 +49,7 @@ class CacheWriter:
         return Cache(tuple(self.keys), tuple(self.values), self.before.length + num_tokens)
 
 
-def empty_cache(
-    num_layers: int, batch: int, heads: int, head_dim: int, capacity: int, dtype: jnp.dtype
-) -> Cache:
+def empty_cache(num_layers: int, batch: int, heads: int, head_dim: int, capacity: int, dtype: jnp.dtype) -> Cache:
     """A cache with nothing in it."""
     shape = (batch, heads, capacity, head_dim)
     zeros = tuple(jnp.zeros(shape, dtype) for _ in range(num_layers))

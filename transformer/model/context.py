@@ -53,6 +53,4 @@ class Context:
         """Dropout with a key that depends on the step, the layer and the place only."""
         if self.dropout_key is None or rate == 0.0:
             return x
-        return dropout(
-            x, rate, jax.random.fold_in(self.dropout_key, zlib.crc32(f"{self.scope}.{name}".encode()))
-        )
+        return dropout(x, rate, jax.random.fold_in(self.dropout_key, zlib.crc32(f"{self.scope}.{name}".encode())))

@@ -73,9 +73,7 @@ class Decoder(nnx.Module):
     @overload
     def __call__(self, tokens_BT: jax.Array, *, cache: Cache) -> tuple[jax.Array, Cache]: ...
 
-    def __call__(
-        self, tokens_BT, *, positions_BT=None, segments_BT=None, cache=None, dropout_key=None, train=False
-    ):
+    def __call__(self, tokens_BT, *, positions_BT=None, segments_BT=None, cache=None, dropout_key=None, train=False):
         """Logits for the token after each input token.
 
         Args:
@@ -119,10 +117,6 @@ class Decoder(nnx.Module):
           UserError: the model attends to the future, so a cache cannot be exact.
         """
         if not self.causal:
-            raise UserError(
-                "model.attention.mask=none lets tokens see the future: decoding with a cache is not exact."
-            )
+            raise UserError("model.attention.mask=none lets tokens see the future: decoding with a cache is not exact.")
         attention = self.blocks[0].attention.branch
-        return empty_cache(
-            self.num_layers, batch, attention.num_heads, attention.head_dim, capacity, self.dtype
-        )
+        return empty_cache(self.num_layers, batch, attention.num_heads, attention.head_dim, capacity, self.dtype)

@@ -71,9 +71,7 @@ class GPT2Scheme:
 
 def path_name(path: tuple[Any, ...]) -> str:
     """`("blocks", 0, "attention", ...)` -> `"blocks.0.attention..."`: the name of a parameter everywhere."""
-    return ".".join(
-        str(getattr(part, "key", getattr(part, "idx", getattr(part, "name", part)))) for part in path
-    )
+    return ".".join(str(getattr(part, "key", getattr(part, "idx", getattr(part, "name", part)))) for part in path)
 
 
 def path_bits(seed: int, name: str) -> np.random.Philox:

@@ -76,14 +76,10 @@ class RopeParameters:
 
 def _even_head_dim(config: Config) -> str | None:
     head_dim = config.model.attention.head_dim or config.model.d_model // config.model.attention.num_heads
-    return (
-        f"rotates pairs, but the head dimension {head_dim} is odd; choose another." if head_dim % 2 else None
-    )
+    return f"rotates pairs, but the head dimension {head_dim} is odd; choose another." if head_dim % 2 else None
 
 
-@POSITIONS.register(
-    "rope", parameters=RopeParameters, paper="Su et al. 2021 (RoFormer)", check=_even_head_dim
-)
+@POSITIONS.register("rope", parameters=RopeParameters, paper="Su et al. 2021 (RoFormer)", check=_even_head_dim)
 class RotaryPosition(NoPosition):
     """Rotates queries and keys by an angle proportional to their position, so scores depend on distance only."""
 

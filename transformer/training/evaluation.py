@@ -11,9 +11,7 @@ from transformer.data.batching import evaluation_batches
 from transformer.training.step import Program, TrainState
 
 
-def evaluate(
-    program: Program, state: TrainState, tokens: np.ndarray, max_tokens: int | None = None
-) -> dict[str, Any]:
+def evaluate(program: Program, state: TrainState, tokens: np.ndarray, max_tokens: int | None = None) -> dict[str, Any]:
     """Mean loss over consecutive windows of a split.
 
     Args:

@@ -143,11 +143,7 @@ class Loop:
         train = self.config.train
         limit = self.program.max_steps_per_call
         if not train.steps_per_call:
-            limit = (
-                max(1, min(limit, int(SECONDS_PER_CALL / self.seconds_per_step)))
-                if self.seconds_per_step
-                else 1
-            )
+            limit = max(1, min(limit, int(SECONDS_PER_CALL / self.seconds_per_step))) if self.seconds_per_step else 1
         ends = [train.steps]
         ends += [step - step % every + every for every in (train.eval_every, train.checkpoint_every) if every]
         return min([limit, *(end - step for end in [*ends, *self.profiler.boundaries] if end > step)])

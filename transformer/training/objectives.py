@@ -32,9 +32,7 @@ class TokenLosses:
     targets_BT: jax.Array
 
 
-def cross_entropy(
-    logits_BTV: jax.Array, targets_BT: jax.Array, smoothing: float
-) -> tuple[jax.Array, jax.Array]:
+def cross_entropy(logits_BTV: jax.Array, targets_BT: jax.Array, smoothing: float) -> tuple[jax.Array, jax.Array]:
     """Per-token (nll, smoothed loss), both [B, T] in nats (Szegedy et al. 2016 for the smoothing)."""
     logits_BTV = logits_BTV.astype(jnp.float32)
     log_z_BT = jax.nn.logsumexp(logits_BTV, axis=-1)
@@ -53,9 +51,7 @@ def causal_lm(config: Config) -> Callable[..., TokenLosses]:
     def losses(model: Any, tokens: jax.Array, dropout_key: jax.Array | None, train: bool) -> TokenLosses:
         inputs_BT, targets_BT = tokens[:, :-1], tokens[:, 1:]
         logits_BTV = model(inputs_BT, dropout_key=dropout_key, train=train)
-        return TokenLosses(
-            *cross_entropy(logits_BTV, targets_BT, config.objective.label_smoothing), targets_BT
-        )
+        return TokenLosses(*cross_entropy(logits_BTV, targets_BT, config.objective.label_smoothing), targets_BT)
 
     return losses
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from transformer.analysis import accounting
+from transformer.analysis import accounting, estimate
 from transformer.config import config_hash, to_dict
 from transformer.data import dataset as datasets
 from transformer.data.batching import make_feed, make_plan
@@ -81,9 +80,7 @@ def train(
     """
     say = (lambda line: None) if quiet else say or (lambda line: print(line, file=sys.stderr, flush=True))
     with contextlib.ExitStack() as stack:
-        run = stack.enter_context(
-            contextlib.closing(RunDirectory.open(workdir, config, _environment(config)))
-        )
+        run = stack.enter_context(contextlib.closing(RunDirectory.open(workdir, config, _environment(config))))
         finished = run.status()
         if finished.get("state") in ("done", "diverged"):
             say(f"already {finished['state']}: {workdir}")
@@ -104,9 +101,7 @@ def train(
         stack.enter_context(contextlib.closing(checkpoints))
         state, progress = _start_or_resume(config, program, dataset, checkpoints)
         run.truncate_after(progress.step)
-        plan = make_plan(
-            config.data, len(dataset.splits["train"]), config.train.batch_size, data_seed(config)
-        )
+        plan = make_plan(config.data, len(dataset.splits["train"]), config.train.batch_size, data_seed(config))
         feed = make_feed(config.data.feed, plan, dataset.splits["train"])
         sinks = Sinks(_sinks(config, quiet, say))
         sinks.start(
@@ -142,6 +137,7 @@ def train(
             sinks.close("failed", {})
             raise
         run.event(ended, step=progress.step)
+        sinks.event(ended, {"step": progress.step})
         run.set_status(ended, **summary)
         if ended == "diverged":
             sinks.event(ended, {"step": progress.step})
@@ -237,43 +233,21 @@ def _environment(config: Config) -> dict[str, Any]:
 
 def _bounds(dataset: Dataset) -> str:
     bounds = dataset.bounds("validation")
-    return "validation text: " + ", ".join(
-        f"{name} entropy {nats:.3f} nats per token" for name, nats in bounds.items()
-    )
+    return "validation text: " + ", ".join(f"{name} entropy {nats:.3f} nats per token" for name, nats in bounds.items())
 
 
 def _costs(program: Program, config: Config, state: TrainState) -> str:
     counts = accounting.parameters_by_component(state.params)
     tokens = config.train.steps * config.train.batch_size * config.data.sequence_length
     flops = accounting.train_flops_per_token(config, state.params) * tokens
-    seconds = flops / _achievable_flops_per_second()
+    seconds = flops / estimate.achievable_flops_per_second()
     memory = accounting.state_bytes(state) + accounting.activation_bytes(config, program.vocab_size)
-    parts = ", ".join(
-        f"{name} {count:,}" for name, count in sorted(counts.items(), key=lambda item: -item[1])
-    )
+    parts = ", ".join(f"{name} {count:,}" for name, count in sorted(counts.items(), key=lambda item: -item[1]))
     return (
         f"model: {sum(counts.values()):,} parameters ({parts})\n"
         f"plan: {config.train.steps:,} steps, {tokens / 1e6:.2f}M tokens, {flops:.2g} FLOPs; "
-        f"about {_duration(seconds)} and {memory / 2**20:,.0f} MiB on this machine, plus start-up"
+        f"about {estimate.duration(seconds)} and {memory / 2**20:,.0f} MiB on this machine, plus start-up"
     )
-
-
-def _achievable_flops_per_second(share: float = 0.35) -> float:
-    """A share of what one plain float32 product reaches here: small models stay well below it."""
-    x = jax.numpy.ones((512, 512), jax.numpy.float32)
-    product = jax.jit(lambda a: a @ a)
-    product(x).block_until_ready()
-    started = time.perf_counter()
-    for _ in range(8):
-        y = product(x)
-    y.block_until_ready()
-    return share * 8 * 2 * 512**3 / (time.perf_counter() - started)
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{max(1, round(seconds))} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 # --- A finished or interrupted run, opened again -----------------------------------------------------------------
@@ -315,9 +289,7 @@ def load(workdir: str | Path, which: str = "last", program: Program | None = Non
     vocabulary = Vocabulary.from_dict(read_json(path / "vocabulary.json"))
     program = program or Program(config, vocabulary.size, vocabulary.bytes_per_token)
     with contextlib.closing(
-        Checkpoints(
-            path / "checkpoints", config.train.keep_checkpoints, warn=lambda m: print(m, file=sys.stderr)
-        )
+        Checkpoints(path / "checkpoints", config.train.keep_checkpoints, warn=lambda m: print(m, file=sys.stderr))
     ) as checkpoints:
         restored = _restore(program, checkpoints.restore if which == "last" else checkpoints.restore_best)
     if restored is None:

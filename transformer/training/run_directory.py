@@ -58,9 +58,7 @@ def read_config(path: Path | str) -> Config:
     """
     stored = _read_object(Path(path) / "config.json")
     if stored is None:
-        raise UserError(
-            f"{path} holds no run: it has no config.json. Give the --workdir of a run, or train one first."
-        )
+        raise UserError(f"{path} holds no run: it has no config.json. Give the --workdir of a run, or train one first.")
     return resolve(stored)
 
 
@@ -109,9 +107,7 @@ class RunDirectory:
             self._held = held.pop_all()
 
     @classmethod
-    def open(
-        cls, path: Path | str, config: Config, extra_env: Mapping[str, Any] | None = None
-    ) -> RunDirectory:
+    def open(cls, path: Path | str, config: Config, extra_env: Mapping[str, Any] | None = None) -> RunDirectory:
         """Creates the directory, or takes up the run in it. A finished run gets no further attempt.
 
         Args:
@@ -373,9 +369,7 @@ def _acquire(path: Path) -> int | None:
         holder = os.read(lock, 100).decode(errors="replace").strip() or "another process"
         os.close(lock)
         if isinstance(error, BlockingIOError):
-            raise UserError(
-                f"{path} is in use by {holder}. Wait for it, stop it, or give another --workdir."
-            ) from None
+            raise UserError(f"{path} is in use by {holder}. Wait for it, stop it, or give another --workdir.") from None
         print(
             f"warning: {path} cannot be locked ({error.strerror}): do not run it twice at once.",
             file=sys.stderr,

@@ -46,9 +46,7 @@ class WsdParameters:
 def warmup_stable_decay(config: Config) -> Shape:
     """Stays at the peak, then a straight line to final_fraction over the last decay_fraction."""
     end, share = config.optimizer.final_fraction, config.optimizer.decay_fraction
-    return lambda progress: (
-        1.0 - (1.0 - end) * jnp.clip((progress - (1.0 - share)) / max(share, 1e-9), 0.0, 1.0)
-    )
+    return lambda progress: 1.0 - (1.0 - end) * jnp.clip((progress - (1.0 - share)) / max(share, 1e-9), 0.0, 1.0)
 
 
 def warmup_steps(config: Config) -> int:

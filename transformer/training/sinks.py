@@ -99,6 +99,4 @@ class Sinks:
                 self._sinks.remove(sink)
                 reason = f"{type(error).__name__}: {error}".strip().split("\n")[0]
                 with contextlib.suppress(OSError, ValueError):  # standard error itself may be what broke
-                    self._warn(
-                        f"warning: {type(sink).__name__} failed and is dropped ({reason}). The run goes on."
-                    )
+                    self._warn(f"warning: {type(sink).__name__} failed and is dropped ({reason}). The run goes on.")

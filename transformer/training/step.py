@@ -119,11 +119,7 @@ class Program:
 
         def body(i: jax.Array, carry: Any) -> Any:
             state, buffer = carry
-            tokens = (
-                chunk[i]
-                if corpus is None
-                else windows(corpus, chunk[i], self.config.data.sequence_length + 1)
-            )
+            tokens = chunk[i] if corpus is None else windows(corpus, chunk[i], self.config.data.sequence_length + 1)
             state, metrics = self.train_step(state, tokens.astype(jnp.int32), first_step + i, hyper)
             return state, {name: buffer[name].at[i].set(metrics[name]) for name in METRICS}
 
@@ -140,9 +136,7 @@ class Program:
         def part(model_state: Any, index_and_tokens: tuple[jax.Array, jax.Array]) -> tuple[Any, Any]:
             index, piece = index_and_tokens
             loss_of = jax.value_and_grad(self._mean_loss, has_aux=True)
-            (_, (nll, model_state)), grads = loss_of(
-                state.params, model_state, piece, jax.random.fold_in(key, index)
-            )
+            (_, (nll, model_state)), grads = loss_of(state.params, model_state, piece, jax.random.fold_in(key, index))
             return model_state, (nll, grads)
 
         if parts == 1:
@@ -159,9 +153,7 @@ class Program:
         }
         return TrainState(params, model_state, optimizer), metrics
 
-    def _mean_loss(
-        self, params: Any, model_state: Any, tokens: jax.Array, key: jax.Array
-    ) -> tuple[jax.Array, Any]:
+    def _mean_loss(self, params: Any, model_state: Any, tokens: jax.Array, key: jax.Array) -> tuple[jax.Array, Any]:
         """Mean smoothed loss, with (mean nll, new model state) beside it."""
         model = nnx.merge(self.structure, params, model_state)
         losses = self.losses(model, tokens, key if self.config.model.dropout else None, train=True)

@@ -207,7 +207,8 @@ class WandbSink:
         )
         run.define_metric("*", step_metric="step")
         self._attempt = info.attempt
-        self._record = os.path.relpath(run.settings.sync_dir)
+        record = os.path.relpath(run.settings.sync_dir)
+        self._record = run.settings.sync_dir if record.startswith("..") else record
         if online:
             self._say(f"wandb: {run.url}")
         else:

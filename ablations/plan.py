@@ -1,0 +1,130 @@
+"""What a run would cost and could show, before anything starts."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from ablations import catalog, store
+from ablations.cells import ArmCell, cells
+from ablations.lint import Warning, lint
+from ablations.power import equivalence_margin_needed, minimum_detectable_effect
+from ablations.profiles import check_limits
+from transformer.analysis import accounting, estimate
+from transformer.model import declare
+from transformer.schema import Config
+
+ASSUMED_SIGMA = 0.02  # nats; paired differences of structurally different arms at quick scale
+STEP_OVERHEAD = 2e-3  # seconds; what a step costs on a CPU beside its arithmetic
+START_UP = 8.0  # seconds; imports, initial weights and compilation of one arm
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One arm of a plan.
+
+    Attributes:
+      members: runs in all, those of the test seeds and of twins included.
+      missing: runs still to do.
+      seconds: predicted for what is missing, on one worker.
+    """
+
+    label: str
+    note: str
+    parameters: int
+    flops_per_token: float
+    tokens: int
+    members: int
+    missing: int
+    seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A plan and what it can show.
+
+    Attributes:
+      sigma: spread of paired differences, nats; `measured` says whether twins gave it or it is assumed.
+      detectable: smallest difference its test seeds detect with 80% power.
+      equivalence: smallest margin within which they can show equivalence with 80% power.
+    """
+
+    name: str
+    profile: str
+    question: str
+    rows: list[Row]
+    warnings: list[Warning]
+    sigma: float
+    measured: bool
+    test_seeds: int
+    detectable: float
+    equivalence: float
+    seconds: float
+
+
+def make(name: str, profile: str, runs: Path, workers: int) -> Plan:
+    """Plans an ablation at a profile.
+
+    Raises:
+      ConfigError: an unknown profile, or more than the profile can afford.
+    """
+    ablation = catalog.load(name)
+    arms = cells(name, ablation, profile)
+    check_limits(name, ablation, profile)
+    rate = estimate.achievable_flops_per_second()
+    rows = [_row(arm, ablation.arms[arm.arm].note, runs, rate) for arm in arms]
+    sigma = _measured_sigma(name, profile, runs)
+    used = sigma or ASSUMED_SIGMA
+    seeds = ablation.profiles[profile].test_seeds
+    return Plan(
+        name,
+        profile,
+        ablation.question,
+        rows,
+        lint(name, ablation, profile, {row.label: row.parameters for row in rows}),
+        used,
+        sigma is not None,
+        seeds,
+        minimum_detectable_effect(seeds) * used,
+        equivalence_margin_needed(seeds) * used,
+        sum(row.seconds for row in rows) / max(1, min(workers, len(rows))),
+    )
+
+
+def _row(arm: ArmCell, note: str, runs: Path, rate: float) -> Row:
+    config = arm.config
+    params = declared_parameters(config)
+    records, _ = store.read_arm(arm.directory(runs))
+    needed = arm.members(store.scores(records))
+    members = len(needed)
+    if not any(not member.is_tuning for member in needed):
+        members += arm.settings.test_seeds * (2 if arm.has_twins else 1)
+    missing = members - sum(member in records for member in needed)
+    tokens = config.train.steps * config.train.batch_size * config.data.sequence_length
+    flops = accounting.train_flops_per_token(config, params)
+    known = [record.seconds for record in records.values() if record.seconds]
+    seconds = sum(known) / len(known) if known else flops * tokens / rate + config.train.steps * STEP_OVERHEAD
+    return Row(
+        arm.label,
+        note,
+        sum(accounting.parameters_by_component(params).values()),
+        flops,
+        tokens,
+        members,
+        missing,
+        (START_UP + missing * (seconds + 1.0)) if missing else 0.0,
+    )
+
+
+def declared_parameters(config: Config) -> dict:
+    """The parameter tree of a config as shapes."""
+    from flax import nnx
+
+    _, params, _ = nnx.split(declare(config), nnx.Param, ...)
+    return nnx.to_pure_dict(params)
+
+
+def _measured_sigma(name: str, profile: str, runs: Path) -> float | None:
+    from ablations import summary
+
+    return summary.collect_noise(name, profile, runs)
