@@ -21,10 +21,9 @@ from ablations.statistics import Estimate, Interval, Values, sample_estimate
 
 def power(effect: float, n: int, alpha: float = 0.05) -> float:
     """Power of the two-sided paired t test: P(|T| > t), T noncentral t, noncentrality effect * sqrt(n)."""
-    critical = float(scipy.special.stdtrit(n - 1, 1 - alpha / 2))
-    shifted = scipy.stats.nct(n - 1, effect * math.sqrt(n))
-    wrong_side = np.nan_to_num(shifted.cdf(-critical))  # scipy gives NaN where this tail is too small to compute
-    return float(shifted.sf(critical) + wrong_side)
+    critical, centre = float(scipy.special.stdtrit(n - 1, 1 - alpha / 2)), effect * math.sqrt(n)
+    wrong_side = np.nan_to_num(scipy.stats.nct.cdf(-critical, n - 1, centre))  # NaN where too small for scipy
+    return float(scipy.stats.nct.sf(critical, n - 1, centre) + wrong_side)
 
 
 @functools.cache
@@ -35,7 +34,9 @@ def minimum_detectable_effect(n: int, alpha: float = 0.05, target: float = 0.8) 
     high = 1.0
     while power(high, n, alpha) < target:
         high *= 2
-    return float(scipy.optimize.brentq(lambda effect: power(effect, n, alpha) - target, 1e-9, high, xtol=1e-6))
+    return float(
+        scipy.optimize.brentq(lambda effect: power(effect, n, alpha) - target, 1e-9, high, xtol=1e-6)
+    )
 
 
 def seeds_needed(effect: float, alpha: float = 0.05, target: float = 0.8) -> int:
@@ -82,7 +83,9 @@ def equivalence_margin_needed(n: int, target: float = 0.8, alpha: float = 0.05) 
     while equivalence_power(high, n, alpha) < target:
         high *= 2
     return float(
-        scipy.optimize.brentq(lambda margin: equivalence_power(margin, n, alpha) - target, 1e-6, high, xtol=1e-5)
+        scipy.optimize.brentq(
+            lambda margin: equivalence_power(margin, n, alpha) - target, 1e-6, high, xtol=1e-5
+        )
     )
 
 

@@ -87,24 +87,34 @@ def mean_curve(curves: Sequence[Sequence[tuple[float, float | None]]]) -> list[P
     return means
 
 
-def spread(values: Sequence[float], gap: float) -> list[float]:
-    """The values, moved apart as little as needed so that neighbours are `gap` apart; the order is kept."""
+def spread(values: Sequence[float], gap: float, end: float) -> list[float]:
+    """The values, moved apart as little as needed so that neighbours are `gap` apart, between 0 and `end`.
+
+    The order is kept.
+    """
     order = sorted(range(len(values)), key=lambda i: (values[i], i))
     clusters: list[list[int]] = []
     for i in order:
         clusters.append([i])
-        while len(clusters) > 1 and _bottom(clusters[-1], values, gap) - _top(clusters[-2], values, gap) < gap:
+        while len(clusters) > 1 and _start(clusters[-1], values, gap) - _start(clusters[-2], values, gap) < gap * len(
+            clusters[-2]
+        ):
             clusters[-2:] = [clusters[-2] + clusters[-1]]
     moved = list(values)
     for cluster in clusters:
         for rank, i in enumerate(cluster):
-            moved[i] = _bottom(cluster, values, gap) + rank * gap
+            moved[i] = _start(cluster, values, gap) + rank * gap
+    limit = end
+    for i in reversed(order):
+        moved[i] = min(moved[i], limit)
+        limit = moved[i] - gap
+    limit = 0.0
+    for i in order:
+        moved[i] = max(moved[i], limit)
+        limit = moved[i] + gap
     return moved
 
 
-def _bottom(cluster: Sequence[int], values: Sequence[float], gap: float) -> float:
+def _start(cluster: Sequence[int], values: Sequence[float], gap: float) -> float:
+    """The smallest place of a cluster that is centred on its values."""
     return math.fsum(values[i] for i in cluster) / len(cluster) - gap * (len(cluster) - 1) / 2
-
-
-def _top(cluster: Sequence[int], values: Sequence[float], gap: float) -> float:
-    return _bottom(cluster, values, gap) + gap * (len(cluster) - 1)

@@ -19,21 +19,53 @@ PANEL_WIDTH = AXIS_ROOM + WIDTH + LABEL_ROOM + 8
 LABEL_GAP = 12  # pixels between two direct labels
 KEY_ROWS, KEY_GAP = 14, 11
 Axis = Literal["linear", "log"]
+KEY, LABEL = alt.Description("key:N"), alt.Text("label:N")
+
+
+_QUIET = {"labelColor": ink("muted"), "titleColor": ink("muted"), "labelFontSize": 10, "titleFontSize": 10}
+THEME: dict[str, Any] = {
+    "background": None,
+    "font": FONT,
+    "padding": 2,
+    "view": {"stroke": None},
+    "text": {"fontSize": 10},
+    "axis": {
+        **_QUIET,
+        "titleFontWeight": "normal",
+        "domainColor": ink("axis"),
+        "tickColor": ink("axis"),
+        "gridColor": ink("grid"),
+    },
+    "axisX": {"grid": False, "titlePadding": 4, "labelFlush": False},
+    # The title of the vertical axis lies flat above it: upright it would cost width, and necks.
+    "axisY": {
+        "domain": False,
+        "ticks": False,
+        "minExtent": AXIS_ROOM,
+        "maxExtent": AXIS_ROOM,
+        "titleAngle": 0,
+        "titleAlign": "left",
+        "titleAnchor": "start",
+        "titleX": -AXIS_ROOM,
+        "titleY": -8,
+        "titleBaseline": "bottom",
+    },
+}
 
 
 class Sheet:
     """One panel being drawn: layers from the back to the front, their data, and what their marks mean."""
 
-    def __init__(self, x: alt.X, y_frame: Frame, y_title: str, y_axis: Axis = "linear", y_format: str = "~g"):
+    def __init__(self, x: alt.X, y_frame: Frame, y_title: str, y_axis: Axis = "linear"):
         self._x = x
         self._frame = y_frame
         self._log = y_axis == "log"
         self._y = alt.Y(
             "y:Q",
             scale=alt.Scale(type=y_axis, domain=[y_frame.low, y_frame.high], nice=False, zero=False),
-            axis=alt.Axis(title=y_title, format=y_format, tickCount=5),
+            axis=alt.Axis(title=y_title, tickCount=5, **({"format": "~g"} if self._log else {})),
         )
-        self._layers: list[alt.Chart] = []
+        self._layers: list[dict[str, Any]] = []
         self._data: dict[str, list[dict[str, Any]]] = {}
         self._marks: dict[str, Mark] = {}
 
@@ -45,6 +77,9 @@ class Sheet:
             data["seed"] = seed
         self._marks[key] = Mark(title, data)
         return key
+
+    def _add(self, layer: alt.Chart) -> None:
+        self._layers.append(layer.to_dict(validate=False))  # its parts were checked when they were made
 
     def _layer(self, rows: list[dict[str, Any]]) -> alt.Chart:
         name = f"d{len(self._data)}"
@@ -65,7 +100,7 @@ class Sheet:
             drawn = self._layer(rows).mark_line(
                 color=color, strokeWidth=width, opacity=opacity, strokeDash=list(dash), strokeCap="round"
             )
-            self._layers.append(drawn.encode(x=self._x, y=self._y, detail="key:N", description="key:N"))
+            self._add(drawn.encode(x=self._x, y=self._y, detail=alt.Detail("key:N"), description=KEY))
 
     def points(
         self,
@@ -81,7 +116,7 @@ class Sheet:
             drawn = self._layer(rows).mark_point(
                 filled=True, color=color, shape=shape, size=size, opacity=opacity, strokeWidth=0
             )
-            self._layers.append(drawn.encode(x=self._x, y=self._y, description="key:N"))
+            self._add(drawn.encode(x=self._x, y=self._y, description=KEY))
 
     def beyond(self, points: Sequence[tuple[str, float]], color: str) -> None:
         """Triangles at the edge of the frame, for what lies beyond it."""
@@ -95,26 +130,26 @@ class Sheet:
             return
         key = self.mark(f"{label}: {value:.4g}", "", None, "reference")
         chart = self._layer([{"y": value, "key": key, "label": label}])
-        self._layers.append(chart.mark_rule(color=color, strokeDash=list(dash)).encode(y=self._y, description="key:N"))
-        self._layers.append(
-            chart.mark_text(align="right", baseline="bottom", dy=-2, fontSize=9, color=color, limit=150).encode(
-                x=alt.value(WIDTH), y=self._y, text="label:N"
+        self._add(chart.mark_rule(color=color, strokeDash=list(dash)).encode(y=self._y, description=KEY))
+        self._add(
+            chart.mark_text(align="left", baseline="bottom", dx=3, dy=-2, fontSize=9, color=color, limit=150).encode(
+                x=alt.XValue(0), y=self._y, text=LABEL
             )
         )
 
     def upright(self, x: float, color: str, key: str) -> None:
         """A vertical rule."""
         chart = self._layer([{"x": x, "key": key}])
-        self._layers.append(chart.mark_rule(color=color, strokeDash=[3, 2]).encode(x=self._x, description="key:N"))
+        self._add(chart.mark_rule(color=color, strokeDash=[3, 2]).encode(x=self._x, description=KEY))
 
     def labels(self, ends: Sequence[tuple[str, float, str]]) -> None:
         """Names beside the ends of lines, (name, y, colour), moved apart where they would collide."""
         low, high = (self._scaled(end) for end in (self._frame.low, self._frame.high))
         pixels = [HEIGHT * (high - self._scaled(y)) / (high - low) for _, y, _ in ends]
-        for (name, _, color), y in zip(ends, spread(pixels, LABEL_GAP), strict=True):
+        for (name, _, color), y in zip(ends, spread(pixels, LABEL_GAP, HEIGHT), strict=True):
             chart = self._layer([{"label": name}])
             text = chart.mark_text(align="left", baseline="middle", dx=6, color=color, limit=LABEL_ROOM - 8)
-            self._layers.append(text.encode(x=alt.value(WIDTH), y=alt.value(round(y, 1)), text="label:N"))
+            self._add(text.encode(x=alt.XValue(WIDTH), y=alt.YValue(round(y, 1)), text=LABEL))
 
     def key(self, names: Sequence[tuple[str, str, Sequence[int]]]) -> None:
         """Names, (name, colour, dash), with a piece of their line, for panels with too many lines to label."""
@@ -122,18 +157,18 @@ class Sheet:
         if len(names) > KEY_ROWS:
             shown[-1] = (f"and {len(names) - KEY_ROWS + 1} more", ink("muted"), (0, 1))
         for row, (name, color, dash) in enumerate(shown):
-            chart, y = self._layer([{"label": name}]), alt.value(row * KEY_GAP)
-            left, right = alt.value(WIDTH + 6), alt.value(WIDTH + 20)
+            chart, y = self._layer([{"label": name}]), alt.YValue(row * KEY_GAP)
+            left, right = alt.XValue(WIDTH + 6), alt.X2Value(WIDTH + 20)
             line = chart.mark_rule(color=color, strokeWidth=1.8, strokeDash=list(dash))
-            self._layers.append(line.encode(x=left, x2=right, y=y))
+            self._add(line.encode(x=left, x2=right, y=y))
             text = chart.mark_text(align="left", baseline="middle", color=color, limit=LABEL_ROOM - 22, fontSize=9)
-            self._layers.append(text.encode(x=alt.value(WIDTH + 23), y=y, text="label:N"))
+            self._add(text.encode(x=alt.XValue(WIDTH + 23), y=y, text=LABEL))
 
     def below(self, names: Sequence[tuple[str, float, str]]) -> None:
         """Names under the plot, (name, centre as a share of the width, colour)."""
         for name, share, color in names:
             text = self._layer([{"label": name}]).mark_text(baseline="top", color=color, limit=WIDTH * 0.55)
-            self._layers.append(text.encode(x=alt.value(share * WIDTH), y=alt.value(HEIGHT + 8), text="label:N"))
+            self._add(text.encode(x=alt.XValue(share * WIDTH), y=alt.YValue(HEIGHT + 8), text=LABEL))
 
     def _scaled(self, y: float) -> float:
         return math.log(y) if self._log else y
@@ -142,38 +177,18 @@ class Sheet:
         """The finished panel."""
         if not self._layers:
             self.points([("", 0, self._frame.low)], "transparent")
-        chart = alt.layer(*self._layers).properties(width=WIDTH, height=HEIGHT, background="transparent")
-        chart = chart.properties(
-            title=alt.TitleParams(
-                text=title or " ", subtitle=subtitle or " ", color=color, limit=WIDTH + LABEL_ROOM + 30,
-                subtitleColor=ink("muted"), anchor="start", frame="bounds", fontSize=12, subtitleFontSize=10,
-                fontWeight="bold", offset=14,
-            ),
-            padding={"left": 2, "right": 2, "top": 2, "bottom": 2},
+        heading = alt.TitleParams(
+            text=title or " ", subtitle=subtitle or " ", color=color, subtitleColor=ink("muted"),
+            limit=PANEL_WIDTH - 12, anchor="start", frame="bounds", fontSize=12, subtitleFontSize=10, offset=14,
         )  # fmt: skip
-        panel = render(_themed(chart), self._data, self._marks, description)
+        spec = {
+            "$schema": alt.SCHEMA_URL,
+            "config": THEME,
+            "width": WIDTH,
+            "height": HEIGHT,
+            "title": heading.to_dict(),
+            "layer": self._layers,
+            "datasets": self._data,
+        }
+        panel = render(spec, self._marks, description)
         return dataclasses.replace(panel, width=max(panel.width, PANEL_WIDTH))  # all alike, so that texts are too
-
-
-def _themed(chart: alt.LayerChart) -> alt.LayerChart:
-    quiet = {"domainColor": ink("axis"), "tickColor": ink("axis"), "gridColor": ink("grid")}
-    text = {"labelColor": ink("muted"), "titleColor": ink("muted"), "labelFontSize": 10, "titleFontSize": 10}
-    return (
-        chart.configure(font=FONT)
-        .configure_view(stroke=None)
-        .configure_text(fontSize=10)
-        .configure_axis(**quiet, **text, titleFontWeight="normal", labelFlush=False)
-        .configure_axisX(grid=False, titlePadding=4)
-        .configure_axisY(
-            domain=False,
-            ticks=False,
-            minExtent=AXIS_ROOM,
-            maxExtent=AXIS_ROOM,
-            titleAngle=0,
-            titleAlign="left",
-            titleAnchor="start",
-            titleX=-AXIS_ROOM,
-            titleY=-8,
-            titleBaseline="bottom",
-        )  # fmt: skip
-    )

@@ -6,7 +6,6 @@ Every function returns None while there is nothing to draw.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import altair as alt
 
@@ -121,11 +120,12 @@ def _tuning_mark(sheet: Sheet, arm: Row, row: Row, name: str) -> str:
 def learning_curves(report: Row) -> Figure | None:
     """Validation loss against tokens: all means from the start, then each arm against its baseline."""
     styles = styles_of(report)
-    panels = []
+    panels: list[Panel] = []
     for condition in conditions(report):
         arms = [arm for arm in report["arms"] if arm["condition"] == condition and with_curves(arm, "loss")]
         if len(arms) > 1:
-            panels.append(_overview(report, arms, styles))
+            overview = _overview(report, arms, styles)
+            panels += [overview] if overview else []
         panels += [_curve_panel(report, arm, "loss", styles) for arm in _in_panels(arms)]
     if not panels:
         return None
@@ -164,14 +164,17 @@ def _in_panels(arms: Sequence[Row]) -> Sequence[Row]:
     return [arm for arm in arms if not arm["baseline"]] or arms
 
 
-def _overview(report: Row, arms: Sequence[Row], styles: Mapping[str, ArmStyle]) -> Panel:
-    means = [(arm, mean_curve(finished_curves(arm, "loss"))) for arm in arms]
+def _overview(report: Row, arms: Sequence[Row], styles: Mapping[str, ArmStyle]) -> Panel | None:
+    """The means of all arms under one condition; None while no run has finished."""
+    means = [(arm, [point for point in mean_curve(finished_curves(arm, "loss")) if point[0] > 0]) for arm in arms]
+    means = [(arm, points) for arm, points in means if points]
+    if not means:
+        return None
     references = [value for _, value in report["references"] if value is not None]
-    losses = [y for _, points in means for _, y in points]
-    within = frame([*losses, *references], False, _initial(arms))
-    sheet = Sheet(_tokens_axis(arms), within, _loss_title(report))
+    within = frame([*(y for _, points in means for _, y in points), *references], False, _initial(arms))
+    sheet = Sheet(_log_tokens_axis([points for _, points in means]), within, _loss_title(report))
     _references(sheet, report)
-    drawn = [(arm, enter(points, within)) for arm, points in means if points]
+    drawn = [(arm, enter(points, within)) for arm, points in means]
     for arm, points in sorted(drawn, key=lambda pair: not pair[0]["baseline"]):
         style = styles[arm["arm"]]
         key = sheet.mark(f"{arm['label']}: mean", arm["arm"], None, "mean", condition=arm["condition"])
@@ -252,10 +255,15 @@ def _initial(arms: Sequence[Row]) -> float | None:
 
 
 def _tokens_axis(arms: Sequence[Row]) -> alt.X:
-    members: list[Any] = [member for arm in arms for member in judged_runs(arm)]
-    last = max((row[0] for member in members for row in (*member["curve"], *member["train_curve"])), default=1)
-    axis = alt.Axis(title="tokens", format="~s", tickCount=4)
-    return alt.X("x:Q", scale=alt.Scale(domain=[0, last], nice=False), axis=axis)
+    seen = [row[0] for arm in arms for run in judged_runs(arm) for row in (*run["curve"], *run["train_curve"])]
+    axis = alt.Axis(title="tokens", format="~s", tickCount=4, labelExpr="datum.value == 0 ? '0' : datum.label")
+    return alt.X("x:Q", scale=alt.Scale(domain=[0, max(seen)], nice=False), axis=axis)
+
+
+def _log_tokens_axis(curves: Sequence[Sequence[Point]]) -> alt.X:
+    seen = [x for points in curves for x, _ in points]
+    axis = alt.Axis(title="tokens, logarithmic", format="~s", tickCount=4, labelOverlap=True)
+    return alt.X("x:Q", scale=alt.Scale(type="log", domain=[min(seen), max(seen)], nice=False), axis=axis)
 
 
 def _references(sheet: Sheet, report: Row) -> None:

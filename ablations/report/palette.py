@@ -34,7 +34,7 @@ ARMS = (
 PAGE = ("#ffffff", "#11161d")
 DASHES: tuple[list[int], ...] = ([1, 0], [2, 3], [8, 3, 2, 3])  # for the eighth arm and on
 BASE_DASH = [6, 4]
-SHAPES = ("circle", "square", "triangle-up", "diamond", "cross")
+SHAPES = ("circle", "square", "diamond", "cross")  # triangles mean: beyond the frame
 
 ROLES: dict[str, tuple[str, str]] = {**CHROME, **{f"arm{i}": pair for i, pair in enumerate(ARMS)}}
 ROLE_OF = {light: role for role, (light, _) in ROLES.items()}

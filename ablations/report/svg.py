@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from html import escape
 from typing import Any
 
@@ -124,24 +124,16 @@ class Figure:
         )
 
 
-def render(
-    chart: altair.Chart | altair.LayerChart,
-    data: Mapping[str, Sequence[Mapping[str, Any]]],
-    marks: Mapping[str, Mark],
-    description: str,
-) -> Panel:
+def render(spec: Mapping[str, Any], marks: Mapping[str, Mark], description: str) -> Panel:
     """Draws one chart.
 
     Args:
-      chart: names its data (`altair.NamedData`), so that building it does not check every row.
-      data: name -> rows.
+      spec: Vega-Lite, with its data.
       marks: what the elements stand for, by the text of their `description` channel.
       description: see `Panel`.
     """
-    spec = chart.to_dict()
-    spec["datasets"] = {name: list(rows) for name, rows in data.items()}
     version = "_".join(altair.SCHEMA_VERSION.split(".")[:2])
-    root = ElementTree.fromstring(vl_convert.vegalite_to_svg(spec, vl_version=version))
+    root = ElementTree.fromstring(vl_convert.vegalite_to_svg(dict(spec), vl_version=version))
     width, height = (round(float(root.attrib[side])) for side in ("width", "height"))
     body = "".join(_written(child, marks) for child in root)
     return Panel(description, body, width, height)

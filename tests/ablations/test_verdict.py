@@ -134,6 +134,11 @@ CELLS = {
         pair(1.4, 0.05, **FAIR),
         "mixed, partly lost",
     ),
+    "catastrophe/mixed, above one half": (
+        contrast("catastrophe"),
+        pair(0.7, 0.05, **FAIR),
+        "mixed, partly lost",
+    ),
     "catastrophe/inconclusive": (contrast("catastrophe"), pair(1.6, 3.0, **FAIR), "inconclusive"),
     "stability/supported by sensitivity": (
         contrast("stability"),
@@ -143,6 +148,11 @@ CELLS = {
     "stability/supported by divergences": (
         contrast("stability", expect="worse"),
         curves([1.6, 1.5, None], [1.6, 1.5, 1.7], n=N),
+        "supported",
+    ),
+    "stability/supported by divergences alone": (
+        contrast("stability", expect="worse"),
+        curves([1.6, 1.5, None], [1.6, 1.5, 3.95]),
         "supported",
     ),
     "stability/refuted: equally stable": (
@@ -164,6 +174,7 @@ CELLS = {
     "slope/refuted": (contrast("slope"), powers(1.5, 0.05), "refuted"),
     "slope/refuted although near": (contrast("slope"), powers(1.95, 0.01), "refuted"),
     "slope/inconclusive: wide": (contrast("slope"), powers(2.01, 0.5), "inconclusive"),
+    "slope/inconclusive: a little too wide": (contrast("slope"), powers(2.0, 0.203), "inconclusive"),
     "ordering/supported": (contrast("ordering"), order(1.5, 1.6, 1.7), "supported"),
     "ordering/supported, worst first": (
         contrast("ordering", expect="worse"),
@@ -295,6 +306,21 @@ def test_one_outlying_seed_is_a_disagreement() -> None:
     assert decision.p is not None and decision.p > 0.05
 
 
+@pytest.mark.parametrize(
+    ("type", "test", "trivial"),
+    [
+        ("equivalence", 1.5 + np.array([0.013, 0.01, -0.003, -0.002, 0.008, -0.001, -0.01, 0.014]), None),
+        ("catastrophe", 2.5 + np.array([0.75, 1.41, -0.44, -0.21, -0.13, 0.28, 2.55, 1.69]), 3.5),
+    ],
+)
+def test_the_normal_test_alone_does_not_decide(type: str, test: np.ndarray, trivial: float | None) -> None:
+    decision = judge(
+        contrast(type), Evidence(arm("test", test), arm("base", [1.5] * N), trivial=trivial), QUICK
+    )
+    assert decision.p is not None and decision.p < 0.05
+    assert decision.verdict == "inconclusive" and "disagree" in decision.reason
+
+
 def test_five_seeds_cannot_decide() -> None:
     small = dataclasses.replace(QUICK, min_seeds=5)
     assert judge(contrast("superiority"), pair(-0.5, 0.001, n=5), small).verdict == "inconclusive"
@@ -392,6 +418,17 @@ def test_baseline_no_better_than_trivial() -> None:
 def test_recovered_fraction_needs_a_gap_of_three_tenths(trivial: float, verdict: str) -> None:
     evidence = pair(trivial - 1.51, 0.002, trivial=trivial)
     assert judge(contrast("catastrophe"), evidence, QUICK).verdict == verdict
+
+
+def test_catastrophe_p_and_interval_say_the_same() -> None:
+    """One-sided p of R < 1/2 at most 0.05 exactly when the 90% Fieller interval lies below 1/2."""
+    sides = set()
+    for effect in np.linspace(0.6, 1.6, 21):
+        decision = judge(contrast("catastrophe"), pair(effect, 0.3, **FAIR), QUICK)
+        assert decision.p is not None and decision.interval90 is not None
+        assert (decision.p < 0.05) == (decision.interval90[1] < 0.5)
+        sides.add(decision.p < 0.05)
+    assert sides == {True, False}
 
 
 def test_catastrophe_without_a_trivial_predictor() -> None:

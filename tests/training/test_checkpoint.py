@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import json
 import os
@@ -22,6 +23,9 @@ import pytest
 from transformer.errors import CheckpointError
 from transformer.training import checkpoint
 from transformer.training.checkpoint import Checkpoints
+
+# When several arrays cannot be read, Orbax closes its event loop at the first; the others complain to nobody.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TEMPORARY = "*.orbax-checkpoint-tmp"
@@ -449,6 +453,31 @@ def test_the_checkpoint_of_another_model_is_an_error_and_not_damage(three_checkp
 # --- writes that fail -------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def full_disk(monkeypatch):
+    """A context manager: while it is open, writing the `record` or the `state` of a checkpoint fails."""
+    from orbax.checkpoint import v1 as ocp
+    from orbax.checkpoint.experimental.v1._src.handlers.pytree_handler import PyTreeHandler
+
+    def fail(*args, **kwargs):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    async def fail_late(*args, **kwargs):
+        await asyncio.sleep(0.2)  # the arrays are written by then
+        fail()
+
+    @contextlib.contextmanager
+    def full(item: str):
+        with monkeypatch.context() as patch:
+            if item == "record":
+                patch.setattr(ocp.handlers.JsonHandler, "_background_save", fail_late)
+            else:
+                patch.setattr(PyTreeHandler, "save", fail)
+            yield
+
+    return full
+
+
 @pytest.mark.parametrize(
     "next_call",
     [
@@ -461,26 +490,12 @@ def test_the_checkpoint_of_another_model_is_an_error_and_not_damage(three_checkp
 )
 @pytest.mark.parametrize("item", ["record", "state"])
 def test_a_failed_write_is_reported_by_the_next_call_and_leaves_the_one_before(
-    tmp_path, monkeypatch, next_call, item
+    tmp_path, full_disk, next_call, item
 ):
-    from orbax.checkpoint import v1 as ocp
-    from orbax.checkpoint.experimental.v1._src.handlers import pytree_handler
-
-    def full(*args, **kwargs):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    async def fails_in_background(*args, **kwargs):
-        await asyncio.sleep(0.2)  # the arrays are written by then
-        full()
-
     checkpoints = Checkpoints(tmp_path, 1)
     checkpoints.save(1, make_state(1), {}, 1.0)
     checkpoints.wait()
-    with monkeypatch.context() as patch:
-        if item == "record":
-            patch.setattr(ocp.handlers.JsonHandler, "_background_save", fails_in_background)
-        else:
-            patch.setattr(pytree_handler.PyTreeHandler, "save", full)
+    with full_disk(item):
         checkpoints.save(2, make_state(2), {}, 0.5)
         with pytest.raises(CheckpointError) as caught:
             next_call(checkpoints)
@@ -499,17 +514,18 @@ def test_a_failed_write_is_reported_by_the_next_call_and_leaves_the_one_before(
     assert not list(tmp_path.glob(TEMPORARY))
 
 
-def test_saving_goes_on_with_the_same_object_after_a_failure(tmp_path, monkeypatch):
+def test_saving_may_go_on_after_a_failure(tmp_path, full_disk):
     with Checkpoints(tmp_path, 1) as checkpoints:
         checkpoints.save(1, make_state(1), {})
         checkpoints.wait()
-        with monkeypatch.context() as patch:
-            patch.setattr(checkpoints._checkpointer._manager, "save", lambda *a, **k: 1 / 0)
+        with full_disk("record"):
             checkpoints.save(2, make_state(2), {})
-            with pytest.raises(CheckpointError, match="division by zero"):
+            with pytest.raises(CheckpointError):
                 checkpoints.wait()
         checkpoints.save(3, make_state(3), {})
-        assert checkpoints.steps() == [3]
+        assert checkpoints.steps() == [
+            3
+        ]  # step 1 was to go once step 2 was there, and has not been forgotten
 
 
 def test_a_process_that_cannot_write_still_exits(tmp_path):

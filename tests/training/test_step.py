@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from transformer.training.step import METRICS, Program, TrainState, flat_state, 
 STREAM_FILE = Path(__file__).resolve().parents[1] / "data" / "stream.bin"
 STREAM = np.fromfile(STREAM_FILE, np.uint8)
 STEPS = 8
+ONE_LAYER = {"model.num_layers": 1}  # compiles in half the time
 BYTES_PER_TOKEN = np.arange(VOCAB, dtype=np.int32) % 3
 
 
@@ -36,7 +38,7 @@ class Counting(Program):
     """A program that counts how often its step is traced: once per compilation."""
 
     def __init__(self, overrides: dict[str, Any] | None = None):
-        super().__init__(tiny(overrides), VOCAB, BYTES_PER_TOKEN)
+        super().__init__(tiny({**ONE_LAYER, **(overrides or {})}), VOCAB, BYTES_PER_TOKEN)
         self.traces = 0
 
     def train_step(self, *args):
@@ -49,10 +51,11 @@ def starts(step: int) -> np.ndarray:
     return (np.arange(BATCH) * 613 + step * 89).astype(np.int32) % (len(STREAM) - LENGTH)
 
 
-def chunk(first: int, num_steps: int, size: int = STEPS) -> np.ndarray:
+def chunk(first: int, num_steps: int, size: int = STEPS, rows: Callable[[int], np.ndarray] = starts) -> np.ndarray:
     """Starts of `num_steps` steps, padded to the size the program was compiled for."""
     full = np.zeros((size, BATCH), np.int32)
-    full[:num_steps] = [starts(first + i) for i in range(num_steps)]
+    for i in range(num_steps):
+        full[i] = rows(first + i)
     return full
 
 
@@ -62,18 +65,19 @@ def train(
     per_call: int = STEPS,
     seed: int = 0,
     stuck_at: int | None = None,
+    rows: Callable[[int], np.ndarray] = starts,
     **inputs: float,
 ) -> tuple[TrainState, dict[str, np.ndarray]]:
     """Trains in calls of `per_call` steps; `stuck_at` passes a constant first step, as a broken loop would."""
     hyper = program.hyperparameters(program.config)
     hyper = hyper._replace(**{k: jnp.asarray(v, getattr(hyper, k).dtype) for k, v in inputs.items()})
-    state, corpus, rows = program.init(seed), jnp.asarray(STREAM), []
+    state, corpus, calls = program.init(seed), jnp.asarray(STREAM), []
     for first in range(0, num_steps, per_call):
         n = min(per_call, num_steps - first)
         step = jnp.int32(first if stuck_at is None else stuck_at)
-        state, metrics = program.train_steps(state, corpus, chunk(first, n), step, jnp.int32(n), hyper)
-        rows.append({name: np.asarray(metrics[name])[:n] for name in METRICS})
-    return state, {name: np.concatenate([row[name] for row in rows]) for name in METRICS}
+        state, metrics = program.train_steps(state, corpus, chunk(first, n, rows=rows), step, jnp.int32(n), hyper)
+        calls.append({name: np.asarray(metrics[name])[:n] for name in METRICS})
+    return state, {name: np.concatenate([call[name] for call in calls]) for name in METRICS}
 
 
 def arrays(state: TrainState) -> dict[str, np.ndarray]:
@@ -98,8 +102,8 @@ def trained(program) -> tuple[TrainState, dict[str, np.ndarray]]:
 
 # --- Golden numbers ----------------------------------------------------------------------------------------------
 
-GOLDEN_LOSSES: list[float] = []
-GOLDEN_PARAM_NORM = 0.0
+GOLDEN_LOSSES = [3.037496, 3.0044386, 2.3411837, 2.2015905, 2.0713122, 2.0011256, 2.1224244, 2.2578897]
+GOLDEN_PARAM_NORM = 16.893045
 
 
 def check_golden(metrics: dict[str, np.ndarray]) -> None:
@@ -122,9 +126,10 @@ def test_golden_first_steps(trained):
     check_golden(trained[1])
 
 
-def test_the_check_notices_a_small_change():
-    with pytest.raises(AssertionError, match="older runs can no longer be repeated"):
-        check_golden(train(Counting({"model.norm.epsilon": 1e-3}))[1])
+def test_the_check_notices_a_small_change(program):
+    for small in ({"learning_rate": 0.01001}, {"weight_decay": 0.11}, {"seed": 1}):
+        with pytest.raises(AssertionError, match="older runs can no longer be repeated"):
+            check_golden(train(program, **small)[1])
 
 
 def test_it_learns(trained):
@@ -212,15 +217,18 @@ def test_learning_rate_decay_seed_and_length_are_inputs(program):
     assert program.train_steps._cache_size() == 1
 
 
-def test_the_check_notices_a_setting_that_is_compiled_in():
-    class Constant(Counting):
-        def _train_steps(self, state, corpus, chunk, first_step, num_steps, hyper):
-            return super()._train_steps(state, corpus, chunk, first_step, num_steps, self.hyper)
-
-    program = Constant()
-    program.hyper = program.hyperparameters(program.config)
+def test_the_check_notices_a_setting_that_does_nothing(program):
     with pytest.raises(AssertionError, match="changes nothing"):
-        check_compiled_once(program, {}, {"learning_rate": 0.02})
+        check_compiled_once(program, {}, {"learning_rate": program.config.optimizer.learning_rate})
+
+
+def test_the_count_notices_another_program(program):
+    before, hyper = program.traces, program.hyperparameters(program.config)
+    arguments = (chunk(0, 1), jnp.int32(0), jnp.int32(1), hyper)
+    program.train_steps.lower(program.init(0), jnp.asarray(STREAM), *arguments)
+    assert program.traces == before
+    program.train_steps.lower(program.init(0), jnp.asarray(STREAM, jnp.int32), *arguments)
+    assert program.traces == before + 1
 
 
 def test_hyperparameters_come_from_the_members_config():
@@ -269,17 +277,18 @@ def check_same_training(metrics: dict[str, np.ndarray], state: TrainState, train
         np.testing.assert_allclose(x, arrays(trained[0])[name], rtol=1e-3, atol=1e-5, err_msg=name)
 
 
-def test_microbatches_add_up_to_the_batch(trained):
-    state, metrics = train(Counting({"train.accumulate": 2}))
+@pytest.fixture(scope="module")
+def accumulating() -> Counting:
+    return Counting({"train.accumulate": 2})
+
+
+def test_microbatches_add_up_to_the_batch(accumulating, trained):
+    state, metrics = train(accumulating)
     check_same_training(metrics, state, trained)
 
 
-def test_the_check_notices_a_lost_microbatch(trained):
-    class Half(Counting):
-        def train_step(self, state, tokens, step, hyper):
-            return super().train_step(state, jnp.concatenate([tokens[:2], tokens[:2]]), step, hyper)
-
-    state, metrics = train(Half({"train.accumulate": 2}))
+def test_the_check_notices_a_lost_microbatch(accumulating, trained):
+    state, metrics = train(accumulating, rows=lambda step: np.tile(starts(step)[: BATCH // 2], 2))
     with pytest.raises(AssertionError):
         check_same_training(metrics, state, trained)
 
@@ -308,16 +317,18 @@ def test_without_dropout_the_seed_and_the_step_change_no_loss(program, trained):
 
 
 def test_microbatches_drop_differently():
-    """The same windows twice in a batch, as two microbatches: with one mask, both halves would agree."""
-    accumulating = Counting({"model.dropout": 0.3, "train.accumulate": 2})
-    piece = jnp.asarray(STREAM[None, : LENGTH + 1], jnp.int32).repeat(2, axis=0)
-    hyper, state = accumulating.hyperparameters(accumulating.config), accumulating.init(0)
-    key = jax.random.fold_in(jax.random.key(hyper.dropout_seed), 0)
-    loss = jax.jit(lambda k: accumulating._mean_loss(state.params, {}, piece, k)[0])
-    halves = [float(loss(jax.random.fold_in(key, i))) for i in range(2)]
-    assert halves[0] != halves[1]
-    _, metrics = jax.jit(accumulating.train_step)(state, jnp.concatenate([piece, piece]), jnp.int32(0), hyper)
-    np.testing.assert_allclose(metrics["loss"], np.mean(halves), rtol=1e-6)
+    """Each microbatch gets a key of its own, made of the seed, the step and its index."""
+
+    class Keys(Counting):
+        def _mean_loss(self, params, model_state, tokens, key):
+            return jnp.sum(params["embedding"]["table"]), (jax.random.uniform(key), model_state)
+
+    _, metrics = train(Keys({"train.accumulate": 2}), num_steps=2, dropout_seed=5)
+    for step, loss in enumerate(metrics["loss"]):
+        key = jax.random.fold_in(jax.random.key(5), step)
+        drawn = [jax.random.uniform(jax.random.fold_in(key, i)) for i in range(2)]
+        assert drawn[0] != drawn[1]
+        np.testing.assert_allclose(loss, np.mean(drawn), rtol=1e-6)
 
 
 def evaluated(program: Program, state: TrainState, weights: np.ndarray | None = None) -> Any:
@@ -385,8 +396,6 @@ def test_the_step_asks_for_the_configured_precision(precision):
     """Whoever calls the program: the trainer, the lab, `eval.py` or a notebook."""
     made = Counting({"numerics.matmul_precision": precision})
     hyper, batch = made.hyperparameters(made.config), np.zeros((BATCH, LENGTH + 1), np.int32)
-    with jax.default_matmul_precision("float32" if precision == "default" else "bfloat16"):
-        pass
     arguments = (made.init(0), jnp.asarray(STREAM), chunk(0, 1), jnp.int32(0), jnp.int32(1), hyper)
     weights = np.ones((BATCH, LENGTH), np.float32)
     for text in (

@@ -130,7 +130,9 @@ class Checkpoints:
             self._worker.shutdown()
             self._discard_checkpointer()
 
-    def _write(self, step: int, arrays: dict[str, np.ndarray], metadata: dict[str, Any], metric: float | None) -> None:
+    def _write(
+        self, step: int, arrays: dict[str, np.ndarray], metadata: dict[str, Any], metric: float | None
+    ) -> None:
         """The background half of `save`."""
         record = _make_record(step, arrays, metadata, metric)
         try:
@@ -220,7 +222,10 @@ class Checkpoints:
             except _Damaged as damage:
                 self._report(step, damage)
                 continue
-            leaves = [jax.device_put(arrays[path], getattr(leaf, "sharding", None)) for path, leaf in abstract.items()]
+            leaves = [
+                jax.device_put(arrays[path], getattr(leaf, "sharding", None))
+                for path, leaf in abstract.items()
+            ]
             state = jax.tree.unflatten(jax.tree.structure(abstract_state), leaves)
             return Restored(step, state, record["metadata"])
         if steps:
@@ -310,7 +315,9 @@ def _by_path(tree: Any) -> dict[str, Any]:
 # --- the record -------------------------------------------------------------------------------------------
 
 
-def _make_record(step: int, arrays: dict[str, np.ndarray], metadata: dict[str, Any], metric: float | None) -> Record:
+def _make_record(
+    step: int, arrays: dict[str, np.ndarray], metadata: dict[str, Any], metric: float | None
+) -> Record:
     described = {path: _describe(array) for path, array in arrays.items()}
     record = {"step": step, "metric": metric, "metadata": metadata, "arrays": described}
     return {**record, "sha256": _digest_of_record(record)}
@@ -366,8 +373,8 @@ def _context() -> Any:
     registry.add(ocp.handlers.JsonHandler, checkpointable_name="record")  # else its numbers become arrays
     context = ocp.Context()
     context.checkpointables.registry = registry
-    # On the worker thread this costs nothing. Otherwise, where a folder cannot be made, Orbax leaves threads that
-    # wait for it and keep the process from exiting for five minutes.
+    # Free on the worker thread. Otherwise, where a folder cannot be made, threads wait for it that keep the
+    # process from exiting for five minutes.
     context.asynchronous.create_directories_asynchronously = False
     context.array.saving.use_compression = False  # twice as fast; weights and moments shrink by 8% at best
     return context

@@ -1,0 +1,238 @@
+"""What a report says in sentences: what was asked, what was held fixed, how sure we are. Plain text, no markup."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ablations.report import numbers
+from ablations.report.members import Row, baseline_of, conditions, judged_runs, titled
+from ablations.report.numbers import listed, plural
+
+VERDICTS = ("supported", "refuted", "mixed", "inconclusive")
+NAMED_ARMS = 4  # more arms than this are named without their notes
+SIZE_MATTERS = 0.01  # relative difference in parameters or compute worth a sentence
+
+
+def asked(report: Row) -> str:
+    """The question, the arms and the conditions."""
+    parts = [report["question"]]
+    names = list(dict.fromkeys(arm["arm"] for arm in report["arms"]))
+    first = {arm["arm"]: arm for arm in reversed(report["arms"])}
+    if names:
+        noted = [_introduced(first[name], len(names) <= NAMED_ARMS) for name in names]
+        kinds = plural(len(names), "arm")
+        parts.append(f"{kinds} {'was' if len(names) == 1 else 'were'} run: {'; '.join(noted)}.")
+    if len(conditions(report)) > 1:
+        parts.append(f"Each was run under {len(conditions(report))} conditions: {listed(conditions(report))}.")
+    claims = len(report["claims"])
+    if claims:
+        compared = plural(len(report["decisions"]), "comparison")
+        parts.append(f"{plural(claims, 'claim')} {'is' if claims == 1 else 'are'} to be decided, by {compared}.")
+    return " ".join(part for part in parts if part)
+
+
+def _introduced(arm: Row, with_note: bool) -> str:
+    name = f"{arm['arm']} (the baseline)" if arm["baseline"] else arm["arm"]
+    return f"{name}, {arm['note'].rstrip('.')}" if with_note and arm["note"] else str(name)
+
+
+def held_fixed(report: Row) -> str:
+    """What the arms have in common, what they may differ in, and how each got its learning rate."""
+    parts = []
+    if report["matched"]:
+        parts.append(f"By construction all arms have the same {listed(report['matched'])}.")
+    parts.append(
+        "Two runs with the same seed see the same batches in the same order and start from the same value of "
+        "every parameter that both have, so arms are compared seed by seed."
+    )
+    fields = sorted({field for arm in report["arms"] if not arm["baseline"] for field in arm["overrides"]})
+    if fields:
+        parts.append(f"The arms differ from the baseline only in {listed(fields)}.")
+    restarted = [titled(report, arm) for arm in report["arms"] if arm["confounds"]["init_changed"]]
+    if restarted:
+        parts.append(f"Some shared parameters start from other values in {listed(restarted)}; they are listed below.")
+    parts += [*_sizes(report), *_rates(report)]
+    return " ".join(parts)
+
+
+def _sizes(report: Row) -> list[str]:
+    said = []
+    for key, what in (("parameters", "parameters"), ("flops_per_token", "compute per token")):
+        unlike = []
+        for arm in report["arms"]:
+            base = baseline_of(report, arm)
+            if base and base[key] and arm[key] is not None:
+                excess = arm[key] / base[key] - 1
+                if abs(excess) > SIZE_MATTERS:
+                    share = f"{abs(excess):.0%}" if abs(excess) < 10 else f"{excess + 1:.0f} times"
+                    unlike.append(f"{titled(report, arm)} {share} {'more' if excess > 0 else 'less'}")
+        if unlike:
+            said.append(f"Not the same: {what} ({', '.join(unlike)}).")
+    return said
+
+
+def _rates(report: Row) -> list[str]:
+    tuning = [run for arm in report["arms"] for run in arm["tuning"] if run["learning_rate"]]
+    rates = sorted({run["learning_rate"] for run in tuning})
+    said = []
+    if len(rates) > 1:
+        seeds = len({run["seed"] for run in tuning})
+        said.append(
+            f"Each arm is judged at its own best learning rate, chosen among {len(rates)} from "
+            f"{numbers.rate(rates[0])} to {numbers.rate(rates[-1])} on {plural(seeds, 'tuning seed')} that the "
+            "comparison does not use."
+        )
+    else:
+        used = sorted({arm["learning_rate"] for arm in report["arms"] if arm["learning_rate"]})
+        if used:
+            said.append(f"No learning rate was tuned: the arms ran at {listed([numbers.rate(r) for r in used])}.")
+    edge = [titled(report, arm) for arm in report["arms"] if arm["edge"]]
+    if edge:
+        said.append(f"The best rate of {listed(edge)} lies at the edge of its grid; a better one may lie outside.")
+    return said
+
+
+def certainty(report: Row) -> str:
+    """Seeds, correction, margin, noise, what was lost, and how far the answer reaches."""
+    if not report["verdicts"]:
+        return f"Not at all: the {report['profile']} profile checks that everything runs and gives no verdict."
+    inferred = [d for d in report["decisions"] if d["p"] is not None]
+    parts = []
+    if inferred:
+        pairs = [d["n"] for d in inferred]
+        span = f"{min(pairs)} to {max(pairs)}" if min(pairs) < max(pairs) else f"{pairs[0]}"
+        parts.append(
+            f"{'The comparison rests' if len(inferred) == 1 else 'Each comparison rests'} on {span} pairs of runs. "
+            "Intervals hold the true value in 95 of 100 repetitions (90 where said)."
+        )
+        if len(inferred) > 1:
+            parts.append(
+                f"A p value counts only after Holm's correction over the {len(inferred)} comparisons, so that one "
+                "false alarm among all of them stays unlikely (5%)."
+            )
+    else:
+        parts.append("No comparison could be made yet.")
+    parts += [*_resolution(report, inferred), *_losses(report), *_registration(report)]
+    undecided = sum(d["verdict"] == "inconclusive" for d in report["decisions"])
+    if undecided:
+        verb = "is" if undecided == 1 else "are"
+        parts.append(
+            f"{undecided} of {plural(len(report['decisions']), 'comparison')} {verb} inconclusive; the table says "
+            "what would settle it."
+        )
+    if report["scale"]:
+        parts.append(f"All of this was seen at one scale ({report['scale']}) and shows nothing about others.")
+    return " ".join(parts)
+
+
+def _resolution(report: Row, inferred: Sequence[Row]) -> list[str]:
+    """The margin, the smallest visible effect, and the noise floor."""
+    said = []
+    same = [d for d in inferred if d["metric"] == report["metric"] and d["estimate_name"] == "difference"]
+    margins = sorted({d["margin"] for d in same if d["margin"]})
+    unit = f" {report['unit']}" if report["unit"] else ""
+    if margins:
+        amounts = listed([numbers.significant(m) for m in margins], "or")
+        said.append(f"Differences smaller than {amounts}{unit} are treated as no difference.")
+    seen = sorted(d["detectable"] for d in same if d["detectable"] is not None)
+    if seen:
+        ends = [numbers.significant(end, 2) for end in (seen[0], seen[-1])]
+        span = ends[0] if ends[0] == ends[1] else f"{ends[0]} to {ends[1]}"
+        said.append(f"With these seeds a true difference of {span}{unit} would be noticed four times in five.")
+    noise = report["noise"]
+    if noise["sigma"] is not None:
+        said.append(f"Two baselines that start from different weights differ by {noise_size(report)}.")
+    return said
+
+
+def noise_size(report: Row) -> str:
+    """`0.012 nats per token (standard deviation over 8 pairs; 95% interval 0.008 to 0.024)`."""
+    noise = report["noise"]
+    unit = f" {report['unit']}" if report["unit"] else ""
+    text = f"{numbers.significant(noise['sigma'], 2)}{unit} (standard deviation over {plural(noise['n'], 'pair')}"
+    if noise["interval"]:
+        low, high = (numbers.significant(end, 2) for end in noise["interval"])
+        text += f"; 95% interval {low} to {high}"
+    return text + ")"
+
+
+def _losses(report: Row) -> list[str]:
+    progress, said = report["progress"], []
+    if progress["diverged"]:
+        runs = plural(progress["diverged"], "run")
+        said.append(f"{runs} diverged; a diverged run counts as worst and is never dropped.")
+    gone = progress["failed"] + progress["missing"]
+    if gone:
+        said.append(f"{plural(gone, 'run')} {'is' if gone == 1 else 'are'} missing, so the answer may still change.")
+    if progress["tampered"]:
+        records = plural(len(progress["tampered"]), "record")
+        said.append(f"{records} did not match the checksum written with it and should not be trusted.")
+    return said
+
+
+def _registration(report: Row) -> list[str]:
+    late = [d for d in report["decisions"] if d["registered"] and d["registered"] != "before its data"]
+    known = [d for d in report["decisions"] if d["registered"]]
+    if late:
+        return [
+            f"{len(late)} of {plural(len(known), 'comparison')} "
+            f"{'was' if len(late) == 1 else 'were'} registered or edited after data existed: read with caution."
+        ]
+    return ["What would count as an answer was written down before the data existed."] if known else []
+
+
+def banner(report: Row) -> str:
+    """`37 of 40 members done` and what the others are; empty when all ended and none was altered."""
+    progress = report["progress"]
+    ended = progress["done"] + progress["diverged"]
+    if ended >= progress["planned"] and not progress["failed"] and not progress["tampered"]:
+        return ""
+    others = [
+        f"{progress[state]} {words}"
+        for state, words in (("diverged", "diverged (a result)"), ("failed", "failed"), ("missing", "not run yet"))
+        if progress[state]
+    ]
+    text = f"{progress['done']} of {progress['planned']} members done"
+    text += f"; {', '.join(others)}." if others else "."
+    if progress["tampered"]:
+        text += f" Altered after they were written: {', '.join(map(str, progress['tampered']))}."
+    return text
+
+
+def tally(report: Row) -> list[tuple[str, int]]:
+    """(verdict, number of claims) for the badges, in a fixed order, without zeros."""
+    given = [claim["verdict"] for claim in report["claims"]]
+    return [(verdict, given.count(verdict)) for verdict in VERDICTS if verdict in given]
+
+
+def expectation(claim: Row) -> str:
+    """How the verdict compares with what was expected beforehand."""
+    if not claim["prior"]:
+        return ""
+    if claim["prior"] == claim["verdict"]:
+        return f"as expected beforehand ({claim['prior']})"
+    return f"expected beforehand: {claim['prior']}"
+
+
+def unlucky_runs(report: Row) -> list[dict[str, str]]:
+    """Every run that diverged, failed or is missing: who, what, and when or why."""
+    rows = []
+    for arm in report["arms"]:
+        runs = [("test", run) for run in judged_runs(arm)]
+        runs += [("twin", run) for run in arm["members"] if run["twin"]]
+        runs += [("tuning", run) for run in arm["tuning"]]
+        for role, run in runs:
+            if run["state"] == "done":
+                continue
+            step = run.get("diverged_at")
+            why = f"at step {step:,}" if step is not None else run.get("error", "")
+            rows.append(
+                {
+                    "arm": titled(report, arm),
+                    "seed": f"{run['seed']} ({role})",
+                    "rate": numbers.rate(run["learning_rate"]),
+                    "state": "not run yet" if run["state"] == "missing" else run["state"],
+                    "why": why or numbers.NOTHING,
+                }
+            )
+    return rows
