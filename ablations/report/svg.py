@@ -80,7 +80,7 @@ class Panel:
     height: int
 
     @property
-    def inline(self) -> str:
+    def inline(self) -> Markup:
         """The panel as an element of an HTML page."""
         return (
             f'<svg class="chart" viewBox="0 0 {self.width} {self.height}" role="img" '

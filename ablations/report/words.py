@@ -103,12 +103,12 @@ def certainty(report: Row) -> str:
         span = f"{min(pairs)} to {max(pairs)}" if min(pairs) < max(pairs) else f"{pairs[0]}"
         parts.append(
             f"{'The comparison rests' if len(inferred) == 1 else 'Each comparison rests'} on {span} pairs of runs. "
-            "Intervals hold the true value in 95 of 100 repetitions (90 where said)."
+            "Intervals are 95% intervals unless said otherwise."
         )
         if len(inferred) > 1:
             parts.append(
-                f"A p value counts only after Holm's correction over the {len(inferred)} comparisons, so that one "
-                "false alarm among all of them stays unlikely (5%)."
+                f"A p value counts only after Holm's correction over the {len(inferred)} comparisons, which keeps the "
+                "chance of even one false alarm among them at 5%."
             )
     else:
         parts.append("No comparison could be made yet.")

@@ -38,8 +38,7 @@ EVERY_ROLE = {
 RATE, DECAY = 0.125, 0.5
 # One parameter of each role, without zeros, so that decay shows on every one.
 ONE_OF_EACH = {
-    role: np.random.default_rng(i).uniform(0.5, 1, (2, 3)).astype(np.float32)
-    for i, role in enumerate(sorted(ROLES))
+    role: np.random.default_rng(i).uniform(0.5, 1, (2, 3)).astype(np.float32) for i, role in enumerate(sorted(ROLES))
 }
 
 

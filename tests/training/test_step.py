@@ -166,9 +166,7 @@ def test_the_size_of_a_call_changes_no_number(trained):
 
 def test_a_call_of_no_steps_changes_nothing(program):
     hyper = program.hyperparameters(program.config)
-    state, _ = program.train_steps(
-        program.init(0), jnp.asarray(STREAM), chunk(0, 0), jnp.int32(0), jnp.int32(0), hyper
-    )
+    state, _ = program.train_steps(program.init(0), jnp.asarray(STREAM), chunk(0, 0), jnp.int32(0), jnp.int32(0), hyper)
     check_identical(state, program.init(0))
 
 
@@ -253,7 +251,9 @@ def test_metrics_are_what_they_are_called(program, trained):
     config = program.config
     rates = config.optimizer.learning_rate * unit_schedule(config)(jnp.arange(STEPS))
     np.testing.assert_allclose(metrics["learning_rate"], rates, rtol=1e-6)
-    norm = math.sqrt(sum(float((x.astype(np.float64) ** 2).sum()) for x in map(np.asarray, named(state.params).values())))
+    norm = math.sqrt(
+        sum(float((x.astype(np.float64) ** 2).sum()) for x in map(np.asarray, named(state.params).values()))
+    )
     np.testing.assert_allclose(metrics["param_norm"][-1], norm, rtol=1e-5)
     batch = np.stack([STREAM[s : s + LENGTH + 1] for s in starts(0)]).astype(np.int32)
 
