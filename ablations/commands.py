@@ -8,9 +8,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ablations import catalog, claims, summary
+from ablations import catalog, checks, claims, summary
 from ablations.cells import cells
+from ablations.lint import lint, require_clean
+from ablations.profiles import check_limits
 from ablations.runner import Job, Pool, default_workers
+from ablations.schema import Ablation
+from transformer.errors import UserError
 
 
 def list_command(arguments: argparse.Namespace) -> int:

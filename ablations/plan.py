@@ -11,7 +11,7 @@ from ablations.lint import Warning, lint
 from ablations.power import equivalence_margin_needed, minimum_detectable_effect
 from ablations.profiles import check_limits
 from transformer.analysis import accounting, estimate
-from transformer.model import declare
+from transformer.model import declare, split
 from transformer.schema import Config
 
 ASSUMED_SIGMA = 0.02  # nats; paired differences of structurally different arms at quick scale
@@ -120,7 +120,7 @@ def declared_parameters(config: Config) -> dict:
     """The parameter tree of a config as shapes."""
     from flax import nnx
 
-    _, params, _ = nnx.split(declare(config), nnx.Param, ...)
+    _, params, _ = split(declare(config))
     return nnx.to_pure_dict(params)
 
 

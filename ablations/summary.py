@@ -67,13 +67,14 @@ def summarize(results: Results) -> dict[str, Any]:
         scale=_scale(results),
         verdicts=settings.verdicts,
         min_seeds=settings.test_seeds if settings.test_seeds < 8 else None,
-        may_differ=frozenset(q for q in ("parameters", "flops", "tokens") if q not in ablation.matched),  # type: ignore[misc]
+        may_differ=frozenset(q for q in ("parameters", "flops", "tokens") if q not in ablation.matched),
     )
     conditions = settings.conditions or tuple(ablation.conditions)
     evidence = {
-        (contrast.hash, condition): _evidence(results, contrast, condition)
+        (contrast.hash, condition): found
         for contrast in ablation.contrasts
         for condition in contrast.conditions or conditions
+        if (found := _evidence(results, contrast, condition)) is not None
     }
     decisions = judge_all(ablation.contrasts, evidence, setting, conditions)
     arms = [_arm(results, cell, records) for cell, records in results.arms]
@@ -198,7 +199,7 @@ def _claims(decisions: Sequence[Decision]) -> list[dict[str, Any]]:
     return rows
 
 
-def _decision(d: Decision, results: Results, evidence: Mapping[tuple[str, str], Evidence | None]) -> dict[str, Any]:
+def _decision(d: Decision, results: Results, evidence: Mapping[tuple[str, str], Evidence]) -> dict[str, Any]:
     contrast, a = d.contrast, d.analysis
     found = evidence.get((contrast.hash, d.condition))
     paired = []

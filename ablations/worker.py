@@ -50,7 +50,7 @@ def write_arm(directory: Path, cell: ArmCell, contrasts: tuple[str, ...], probes
 def read_arm(directory: Path) -> tuple[ArmCell, tuple[str, ...], tuple[str, ...]]:
     """(arm, contrasts registered for it, probes)."""
     content = read_json(directory / ARM)
-    settings = {k: tuple(v) if isinstance(v, list) else v for k, v in content.pop("settings").items()}
+    settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in content.pop("settings").items()}
     contrasts, probes = tuple(content.pop("contrasts")), tuple(content.pop("probes"))
     content.pop("hash")
     config = resolve(content.pop("config"))

@@ -70,6 +70,11 @@ class Registry(Mapping[str, Entry]):
 
         return add
 
+    def names(self, *names: str) -> None:
+        """Entries that are nothing but their name."""
+        for name in names:
+            self.register(name)(lambda name=name: name)
+
     def __getitem__(self, name: str) -> Entry:
         if name not in self._entries:
             allowed = ", ".join(self._entries)

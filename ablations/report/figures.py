@@ -30,6 +30,7 @@ from ablations.report.svg import Figure, Panel
 
 DIRECT_LABELS = 6  # more lines than this get a key instead of names at their ends
 WINDOW = 0.25  # panels of one arm frame what happens after this share of the tokens
+UNLUCKY = (("diverged", "diverged"), ("failed", "failed"), ("missing", "not run yet"))
 WILD_NORM = 1e4  # gradient norms above this are not framed while no run has finished
 
 
@@ -173,12 +174,12 @@ def _overview(report: Row, arms: Sequence[Row], styles: Mapping[str, ArmStyle]) 
     references = [value for _, value in report["references"] if value is not None]
     within = frame([*(y for _, points in means for _, y in points), *references], False, _initial(arms))
     sheet = Sheet(_log_tokens_axis([points for _, points in means]), within, _loss_title(report))
-    _references(sheet, report)
     drawn = [(arm, enter(points, within)) for arm, points in means]
     for arm, points in sorted(drawn, key=lambda pair: not pair[0]["baseline"]):
         style = styles[arm["arm"]]
         key = sheet.mark(f"{arm['label']}: mean", arm["arm"], None, "mean", condition=arm["condition"])
         sheet.lines([(key, points)], style.color, 1.8, dash=style.dash)
+    _references(sheet, report)
     drawn.sort(key=lambda pair: -pair[1][-1][1])
     if len(drawn) <= DIRECT_LABELS:
         sheet.labels([(arm["label"], points[-1][1], styles[arm["arm"]].color) for arm, points in drawn])
@@ -197,7 +198,6 @@ def _curve_panel(report: Row, arm: Row, what: What, styles: Mapping[str, ArmStyl
     if what == "loss":
         within = _late_frame(shown)
         sheet = Sheet(_tokens_axis(shown), within, _loss_title(report))
-        _references(sheet, report)
     else:
         within = _norm_frame(shown)
         sheet = Sheet(_tokens_axis(shown), within, "gradient norm", "log")
@@ -220,9 +220,11 @@ def _curve_panel(report: Row, arm: Row, what: What, styles: Mapping[str, ArmStyl
             key = sheet.mark(f"{titled(report, one)}: mean", one["arm"], None, "mean", condition=one["condition"])
             sheet.lines([(key, mean)], style.color, 2.2, dash=style.dash)
             ends.append((one["label"], mean[-1][1], style.color))
+    if what == "loss":
+        _references(sheet, report)
     sheet.labels(ends)
     states = [member["state"] for member in judged_runs(arm)]
-    unlucky = [f"{states.count(s)} {s}" for s in ("diverged", "failed", "missing") if s in states]
+    unlucky = [f"{states.count(state)} {word}" for state, word in UNLUCKY if state in states]
     subtitle = ", ".join([f"{numbers.plural(states.count('done'), 'seed')} finished", *unlucky])
     name = titled(report, arm)
     return sheet.panel(name, subtitle, styles[arm["arm"]].color, f"{name}: {what} against tokens, {subtitle}")

@@ -77,7 +77,6 @@ def style() -> Markup:
 
 def context(report: Row, figures: Sequence[Figure]) -> dict[str, Any]:
     """Everything a report's templates show."""
-    unit = f" {report['unit']}" if report["unit"] else ""
     return {
         "report": report,
         "title": report["headline"] or report["question"] or report["name"],
@@ -91,12 +90,9 @@ def context(report: Row, figures: Sequence[Figure]) -> dict[str, Any]:
         "unlucky": words.unlucky_runs(report),
         "cost": _cost(report),
         "confounds": _confounds(report),
-        "noise": f"Standard deviation of the difference: {words.noise_size(report)}."
-        if report["noise"]["sigma"] is not None
-        else "",
+        "noise": words.noise_sentence(report),
         "literature": _literature(report),
         "provenance": _provenance(report),
-        "unit": unit,
         "better_side": "left" if report["better"] == "lower" else "right",
     }
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import altair
 import vl_convert
+from markupsafe import Markup
 
 from ablations.report.palette import ROLE_OF, style_sheet
 
@@ -82,7 +83,7 @@ class Panel:
     @property
     def inline(self) -> Markup:
         """The panel as an element of an HTML page."""
-        return (
+        return Markup(
             f'<svg class="chart" viewBox="0 0 {self.width} {self.height}" role="img" '
             f'aria-label="{escape(self.description)}">{self.body}</svg>'
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 from flax import nnx
 
@@ -35,7 +37,8 @@ class Sublayer(nnx.Module):
 
     def __init__(self, branch: nnx.Module, model: Model, gains: Gains, name: str):
         present = places(model)
-        self.branch, self.name, self.dropout_rate = branch, name, model.dropout
+        self.branch: Any = branch
+        self.name, self.dropout_rate = name, model.dropout
         self.in_norm = make_norm(model, "in" in present)
         self.res_norm = make_norm(model, "res" in present)
         self.out_norm = make_norm(model, "out" in present)
@@ -51,11 +54,11 @@ class Sublayer(nnx.Module):
         return apply(self.out_norm, scaled(x_BTD, self.skip_gain) + branch_BTD)
 
 
-def scaled(x: jax.Array, gain: float | ResidualGain) -> jax.Array:
+def scaled(x: jax.Array, gain: float | str | ResidualGain) -> jax.Array:
     """gain * x, without an operation where the gain is one."""
     if isinstance(gain, ResidualGain):
         return gain(x)
-    return x if gain == 1 else x * gain
+    return x if gain == 1 else x * float(gain)
 
 
 class Block(nnx.Module):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import overload
+from typing import Any, overload
 
 import jax
 import jax.numpy as jnp
@@ -118,5 +118,5 @@ class Decoder(nnx.Module):
         """
         if not self.causal:
             raise UserError("model.attention.mask=none lets tokens see the future: decoding with a cache is not exact.")
-        attention = self.blocks[0].attention.branch
+        attention: Any = self.blocks[0].attention.branch
         return empty_cache(self.num_layers, batch, attention.num_heads, attention.head_dim, capacity, self.dtype)
