@@ -95,10 +95,9 @@ def _row(arm: ArmCell, note: str, runs: Path, rate: float) -> Row:
     config = arm.config
     params = declared_parameters(config)
     records, _ = store.read_arm(arm.directory(runs))
-    needed = arm.members(store.scores(records))
-    members = len(needed)
-    if not any(not member.is_tuning for member in needed):
-        members += arm.settings.test_seeds * (2 if arm.has_twins else 1)
+    scores = store.scores(records, arm.metric)
+    needed = arm.members(scores)
+    members = arm.planned(scores)
     missing = members - sum(member in records for member in needed)
     tokens = config.train.steps * config.train.batch_size * config.data.sequence_length
     flops = accounting.train_flops_per_token(config, params)
@@ -114,6 +113,13 @@ def _row(arm: ArmCell, note: str, runs: Path, rate: float) -> Row:
         missing,
         (START_UP + missing * (seconds + 1.0)) if missing else 0.0,
     )
+
+
+def parameter_counts(arms: list[ArmCell]) -> dict[str, int]:
+    """Label of an arm -> its number of parameters, before anything is drawn."""
+    return {
+        arm.label: sum(accounting.parameters_by_component(declared_parameters(arm.config)).values()) for arm in arms
+    }
 
 
 def declared_parameters(config: Config) -> dict:

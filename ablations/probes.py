@@ -1,4 +1,7 @@
-"""What is measured on a trained member beside its loss. A probe is one registry entry; an ablation names those it needs."""
+"""What is measured on a trained member beside its loss: a probe is one registry entry, an ablation names its probes.
+
+The traits of a probe are the metrics it adds.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ from transformer.training.objectives import cross_entropy
 from transformer.training.step import Program, TrainState
 
 PROBES = Registry("Ablation.probes")
+ALWAYS = ("loss", "validation_loss")  # what every finished member has
 
 
 class Probe(Protocol):
@@ -23,7 +27,7 @@ class Probe(Protocol):
     def __call__(self, config: Config, program: Program, state: TrainState, dataset: Dataset) -> dict[str, float]: ...
 
 
-@PROBES.register("prefix_loss")
+@PROBES.register("prefix_loss", traits=("prefix_loss", "teacher_forced_loss"))
 def prefix_loss(config: Config, program: Program, state: TrainState, dataset: Dataset) -> dict[str, float]:
     """Loss when the future is really absent: each prefix is given alone and only its next token is scored.
 
@@ -51,6 +55,15 @@ def prefix_loss(config: Config, program: Program, state: TrainState, dataset: Da
     alone = [float(last_token_loss(state, windows[:, :n], windows[:, n])) for n in lengths]
     forced = np.asarray(forced_loss(state, jnp.asarray(windows)))[lengths - 1]
     return {"prefix_loss": float(np.mean(alone)), "teacher_forced_loss": float(forced.mean())}
+
+
+def metrics(names: tuple[str, ...]) -> tuple[str, ...]:
+    """What a finished member of an ablation with these probes has.
+
+    Raises:
+      ConfigError: an unknown probe.
+    """
+    return (*ALWAYS, *(metric for name in names for metric in sorted(PROBES[name].traits)))
 
 
 def measure(names: tuple[str, ...], **member: Any) -> dict[str, float]:

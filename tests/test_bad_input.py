@@ -59,7 +59,6 @@ CONFIGS = {
     "no arms": (("--config=configs/base.py:post",), "configs/base.py:post", "no arms"),
     "unknown arm": (("--config=configs/ablation_prenorm.py:prost",), "'prost'", 'Did you mean "post"?'),
     "unknown flag": (("--config=configs/base.py", "--wrkdir=x"), "--wrkdir", "Did you mean --workdir?"),
-    "not a flag": (("--config=configs/base.py", "steps=3"), "'steps=3'", "--config.field=value"),
     "field before config": (("--config.seed=1",), "--config.seed", "needs --config=FILE"),
 }
 FIELDS = {
@@ -69,7 +68,6 @@ FIELDS = {
     "fraction for a whole number": (("train.steps=1.5",), "train.steps='1.5'", "takes int"),
     "text for a truth value": (("tensorboard=maybe",), "tensorboard='maybe'", "takes bool"),
     "text for a gain": (("model.residual.attention.skip_gain=big",), "model.residual.attention.skip_gain", "big"),
-    "out of range": (("train.steps=0",), "train.steps=0", "at least 1"),
     "heads do not divide the width": (
         ("model.d_model=100", "model.attention.num_heads=3"),
         "model.d_model=100 is not divisible by model.attention.num_heads=3",
@@ -82,12 +80,6 @@ FIELDS = {
         ("model.position.kind=learned", "model.position.max_length=5"),
         "model.position.max_length=5",
         "data.sequence_length=256",
-    ),
-    "microbatches do not divide the batch": (("train.accumulate=5",), "train.batch_size=32", "train.accumulate=5"),
-    "warm-up longer than the run": (
-        ("optimizer.warmup_steps=3000",),
-        "optimizer.warmup_steps=3000",
-        "train.steps=2000",
     ),
 }
 
@@ -244,11 +236,11 @@ cat "$DISK/run/status.json"
 def test_a_full_disk_while_checkpointing(tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
+    namespace = ["unshare", "--user", "--map-root-user", "--mount"]
     train = [sys.executable, "train.py", "--config=configs/base.py", *TINY, "--config.model.d_model=128"]
     try:
         done = subprocess.run(
-            ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", FULL_DISK, "sh", str(disk)]
-            + [*train, f"--workdir={disk}/run", "--quiet"],
+            [*namespace, "sh", "-c", FULL_DISK, "sh", str(disk), *train, f"--workdir={disk}/run", "--quiet"],
             cwd=ROOT,
             env={**os.environ, "DISK": str(disk)},
             capture_output=True,

@@ -25,7 +25,7 @@ from ablations.report.members import (
     worse_sign,
     worst_start,
 )
-from ablations.report.palette import BASE_DASH, ArmStyle, arm_styles, ink
+from ablations.report.palette import ArmStyle, arm_styles, ink
 from ablations.report.svg import Figure, Panel
 
 DIRECT_LABELS = 6  # more lines than this get a key instead of names at their ends
@@ -79,18 +79,18 @@ def _learning_rate_panel(report: Row, arm: Row, styles: Mapping[str, ArmStyle]) 
     ends = []
     for one in shown:
         style, name = styles[one["arm"]], titled(report, one)
-        color = style.color if one is arm else ink("base-seed")
+        point_color = style.color if one is arm else ink("base-seed")
         means = _means_by_rate(_tuning(one), cap, worse, within)
         key = sheet.mark(f"{name}: mean of the tuning runs", one["arm"], None, "mean")
-        sheet.lines([(key, means)], color, 1.5, dash=BASE_DASH if one["baseline"] else style.dash)
+        sheet.lines([(key, means)], style.color, 1.5, dash=style.dash)
         if one is arm and arm["learning_rate"]:
             chosen = sheet.mark(f"chosen for {name}: {numbers.rate(arm['learning_rate'])}", one["arm"], None, "chosen")
             sheet.upright(arm["learning_rate"], style.color, chosen)
         keyed = [(_tuning_mark(sheet, one, row, name), row) for row in _tuning(one)]
         inside = [(k, row["learning_rate"], row["value"]) for k, row in keyed if not _lost(row, cap, worse)]
-        sheet.points(inside, color, style.shape)
-        sheet.beyond([(k, row["learning_rate"]) for k, row in keyed if _lost(row, cap, worse)], color)
-        ends += [(one["label"], means[-1][1], color)] if means else []
+        sheet.points(inside, point_color, style.shape)
+        sheet.beyond([(k, row["learning_rate"]) for k, row in keyed if _lost(row, cap, worse)], point_color)
+        ends += [(one["label"], means[-1][1], style.color)] if means else []
     sheet.labels(ends)
     subtitle = f"chosen {numbers.rate(arm['learning_rate'])}" if arm["learning_rate"] else "no rate chosen yet"
     subtitle += ", at the edge of the grid" if arm["edge"] else ""
@@ -172,7 +172,7 @@ def _overview(report: Row, arms: Sequence[Row], styles: Mapping[str, ArmStyle]) 
     if not means:
         return None
     references = [value for _, value in report["references"] if value is not None]
-    within = frame([*(y for _, points in means for _, y in points), *references], False, _initial(arms))
+    within = frame([*(y for _, points in means for _, y in points), *references], False, _initial(report, arms))
     sheet = Sheet(_log_tokens_axis([points for _, points in means]), within, _loss_title(report))
     drawn = [(arm, enter(points, within)) for arm, points in means]
     for arm, points in sorted(drawn, key=lambda pair: not pair[0]["baseline"]):
@@ -196,7 +196,7 @@ def _curve_panel(report: Row, arm: Row, what: What, styles: Mapping[str, ArmStyl
     base = baseline_of(report, arm)
     shown = [arm] if base is None else [base, arm]
     if what == "loss":
-        within = _late_frame(shown)
+        within = _late_frame(report, shown)
         sheet = Sheet(_tokens_axis(shown), within, _loss_title(report))
     else:
         within = _norm_frame(shown)
@@ -230,7 +230,7 @@ def _curve_panel(report: Row, arm: Row, what: What, styles: Mapping[str, ArmStyl
     return sheet.panel(name, subtitle, styles[arm["arm"]].color, f"{name}: {what} against tokens, {subtitle}")
 
 
-def _late_frame(arms: Sequence[Row]) -> Frame:
+def _late_frame(report: Row, arms: Sequence[Row]) -> Frame:
     """Around every finished curve after the first quarter of the tokens."""
     everything = [(member["state"], curve(member, "loss")) for arm in arms for member in with_curves(arm, "loss")]
     start = WINDOW * max((x for _, points in everything for x, _ in points), default=0)
@@ -238,7 +238,7 @@ def _late_frame(arms: Sequence[Row]) -> Frame:
     done = [y for state, y in late if state == "done" and y is not None]
     framed = done or [y for _, y in late if y is not None]
     lost = any(state == "diverged" for state, _ in everything)
-    return frame(framed, lost or any(y is None or y > max(framed) for _, y in late), _initial(arms))
+    return frame(framed, lost or any(y is None or y > max(framed) for _, y in late), _initial(report, arms))
 
 
 def _norm_frame(arms: Sequence[Row]) -> Frame:
@@ -250,9 +250,12 @@ def _norm_frame(arms: Sequence[Row]) -> Frame:
     return frame(framed, lost or any(y is None or y > max(framed, default=y) for y in every), log=True)
 
 
-def _initial(arms: Sequence[Row]) -> float | None:
-    """The validation loss before training, read off the first point of the curves."""
-    starts = [curve(member, "loss")[0][1] for arm in arms for member in with_curves(arm, "loss")]
+def _initial(report: Row, arms: Sequence[Row]) -> float | None:
+    """The validation loss before training: as recorded, else read off the first point of the curves."""
+    runs = [run for arm in arms for run in with_curves(arm, "loss")]
+    if report["metric"] == "loss" and worst_start(runs, 1) is not None:
+        return worst_start(runs, 1)
+    starts = [curve(run, "loss")[0][1] for run in runs]
     return max((y for y in starts if y is not None), default=None)
 
 

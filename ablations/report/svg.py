@@ -151,7 +151,7 @@ def _written(element: ElementTree.Element, marks: Mapping[str, Mark]) -> str:
     mark = marks.get(element.get("aria-label", ""))
     inside = "".join(_written(child, marks) for child in element)
     text = escape(element.text or "", quote=False) if tag == "text" else ""
-    if tag == "g" and not inside:
+    if (tag == "g" and not inside) or (tag == "text" and not text.strip()):
         return ""
     attributes = _attributes(element)
     if mark:

@@ -41,10 +41,11 @@ def held_fixed(report: Row) -> str:
     parts = []
     if report["matched"]:
         parts.append(f"By construction all arms have the same {listed(report['matched'])}.")
-    parts.append(
-        "Two runs with the same seed see the same batches in the same order and start from the same value of "
-        "every parameter that both have, so arms are compared seed by seed."
-    )
+    if len(report["arms"]) > 1:
+        parts.append(
+            "Two runs with the same seed see the same batches in the same order and start from the same value of "
+            "every parameter that both have, so arms are compared seed by seed."
+        )
     fields = sorted({field for arm in report["arms"] if not arm["baseline"] for field in arm["overrides"]})
     if fields:
         parts.append(f"The arms differ from the baseline only in {listed(fields)}.")
@@ -107,9 +108,16 @@ def certainty(report: Row) -> str:
         if len(inferred) > 1:
             parts.append(
                 f"A p value counts after Holm's correction over {len(inferred)} comparisons: the chance of even one "
-                "false alarm among them is 5%."
+                "false alarm among them is at most 5%."
             )
-    else:
+    checks = [d for d in report["decisions"] if d["type"] in ("exact", "formula")]
+    if checks:
+        verb = "is" if len(checks) == 1 else "are"
+        parts.append(
+            f"{plural(len(checks), 'comparison')} {verb} settled by a test or a formula, not by statistics; a test "
+            "counts only if a deliberately broken variant fails it."
+        )
+    if not inferred and not checks:
         parts.append("No comparison could be made yet.")
     parts += [*_resolution(report, inferred), *_losses(report), *_registration(report)]
     undecided = sum(d["verdict"] == "inconclusive" for d in report["decisions"])
@@ -140,7 +148,7 @@ def _resolution(report: Row, inferred: Sequence[Row]) -> list[str]:
         said.append(f"A true difference of {span}{unit} would be noticed four times in five.")
     if report["noise"]["sigma"] is not None:
         apart = numbers.significant(report["noise"]["sigma"], 2)
-        said.append(f"Chance alone, a baseline from other initial weights, makes {apart}{unit}.")
+        said.append(f"Chance alone (a baseline from other initial weights) moves the result by {apart}{unit}.")
     return said
 
 
@@ -163,8 +171,8 @@ def _losses(report: Row) -> list[str]:
         runs = plural(progress["diverged"], "run")
         said.append(f"{runs} diverged; a diverged run counts as worst and is never dropped.")
     gone = [
-        f"{plural(progress[state], 'run')} {words}"
-        for state, words in (("failed", "failed"), ("missing", "not run yet"))
+        f"{plural(progress[state], 'run')} {one if progress[state] == 1 else many}"
+        for state, one, many in (("failed", "failed", "failed"), ("missing", "is still to come", "are still to come"))
         if progress[state]
     ]
     if gone:
