@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import time
 from pathlib import Path
@@ -108,14 +109,15 @@ def run_checks(name: str, ablation: Ablation, runs: Path) -> None:
 
 def report_command(arguments: argparse.Namespace) -> int:
     """Judges and writes pages; prints verdicts and where the pages lie."""
-    from ablations.report import write_report
+    from ablations.report import report_folder, write_index, write_report
 
     for name in _chosen(arguments):
         data = summary.summarize(summary.collect(name, arguments.profile, arguments.runs))
-        written = write_report(data, arguments.out / name / arguments.profile)
+        written = write_report(data, arguments.out / report_folder(data))
         print_verdicts(data)
-        page = next(path for path in written if path.suffix == ".html")
-        print(f"page: {page}")
+        print(f"page: {written[0]}")
+    reports = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(arguments.out.glob("*/report.json"))]
+    print(f"all claims: {write_index(reports, claims.load(), arguments.out)}")
     return 0
 
 

@@ -5,6 +5,8 @@ The traits of a probe are the metrics it adds.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import jax
@@ -42,6 +44,16 @@ def prefix_loss(config: Config, program: Program, state: TrainState, dataset: Da
     windows = tokens[: len(tokens) // (length + 1) * (length + 1)].reshape(-1, length + 1)
     lengths = np.unique(np.linspace(1, length, min(8, length)).astype(int))
 
+    last_token_loss, forced_loss = _prefix_losses(program)
+    alone = [float(last_token_loss(state, windows[:, :n], windows[:, n])) for n in lengths]
+    forced = np.asarray(forced_loss(state, jnp.asarray(windows)))[lengths - 1]
+    return {"prefix_loss": float(np.mean(alone)), "teacher_forced_loss": float(forced.mean())}
+
+
+@functools.lru_cache(maxsize=1)
+def _prefix_losses(program: Program) -> tuple[Callable[..., jax.Array], Callable[..., jax.Array]]:
+    """Compiled once for all members of an arm."""
+
     @jax.jit
     def last_token_loss(state: TrainState, inputs: jax.Array, targets: jax.Array) -> jax.Array:
         logits = program.model(state)(inputs)
@@ -52,9 +64,7 @@ def prefix_loss(config: Config, program: Program, state: TrainState, dataset: Da
         logits = program.model(state)(windows[:, :-1])
         return cross_entropy(logits, windows[:, 1:], 0.0)[0].mean(axis=0)
 
-    alone = [float(last_token_loss(state, windows[:, :n], windows[:, n])) for n in lengths]
-    forced = np.asarray(forced_loss(state, jnp.asarray(windows)))[lengths - 1]
-    return {"prefix_loss": float(np.mean(alone)), "teacher_forced_loss": float(forced.mean())}
+    return last_token_loss, forced_loss
 
 
 def metrics(names: tuple[str, ...]) -> tuple[str, ...]:

@@ -21,13 +21,19 @@ def cell():
     return arm(MADE)
 
 
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    runs = tmp_path_factory.mktemp("runs")
+    for name, offset in (("base", 0.0), ("other", 0.5)):
+        fill(runs, arm(MADE, name), lambda m, offset=offset: 2.0 + offset + 0.01 * (m.seed % 3) + 0.002 * m.twin)
+    return runs
+
+
 @pytest.fixture
-def filled(tmp_path, configs):
+def filled(original, tmp_path, configs):
     """A store in which the arm without a norm is worse by 0.5 for each of six seeds."""
     write_config(configs, MADE)
-    for name, offset in (("base", 0.0), ("other", 0.5)):
-        fill(tmp_path, arm(MADE, name), lambda m, offset=offset: 2.0 + offset + 0.01 * (m.seed % 3) + 0.002 * m.twin)
-    return tmp_path
+    return Path(shutil.copytree(original, tmp_path / "runs"))
 
 
 def change(path: Path, **fields) -> None:
