@@ -214,6 +214,10 @@ def _check(config: Config) -> None:
     }
     not_negative: dict[str, float] = {
         "model.attention.head_dim": attention.head_dim,
+        "model.attention.num_kv_heads": attention.num_kv_heads,
+        "model.attention.value_dim": attention.value_dim,
+        "model.attention.soft_cap": attention.soft_cap,
+        "model.attention.window": attention.window,
         "model.vocab_size": model.vocab_size,
         "model.ffn.ratio": model.ffn.ratio,
         "train.eval_every": train.eval_every,
@@ -242,6 +246,11 @@ def _check(config: Config) -> None:
         raise ConfigError(
             f"model.d_model={model.d_model} is not divisible by model.attention.num_heads={attention.num_heads}; "
             "change one, or set model.attention.head_dim."
+        )
+    if attention.num_heads % (attention.num_kv_heads or attention.num_heads):
+        raise ConfigError(
+            f"model.attention.num_heads={attention.num_heads} is not divisible by "
+            f"model.attention.num_kv_heads={attention.num_kv_heads}: every key-value head serves equally many queries."
         )
     if train.batch_size % train.accumulate:
         raise ConfigError(

@@ -53,11 +53,24 @@ class Attention(Section):
     """Multi-head scaled dot-product attention (Vaswani et al. 2017)."""
 
     num_heads: int = field(4, "number of query heads")
-    head_dim: int = field(0, "width of one head; 0: d_model / num_heads")
-    scale: str = choice("inv_sqrt", "transformer.model.attention:SCALES", "factor on query-key products")
+    num_kv_heads: int = field(0, "key-value heads, each shared by num_heads / num_kv_heads queries; 0: num_heads")
+    head_dim: int = field(0, "width of one query or key; 0: d_model / num_heads")
+    value_dim: int = field(0, "width of one value; 0: head_dim")
+    scale: str = choice("inv_sqrt", "transformer.model.attention_parts:SCALES", "factor on query-key products")
+    qk_norm: str = choice("none", "transformer.model.attention_parts:QK_NORMS", "norm on queries and keys, per head")
+    soft_cap: float = field(0.0, "bound on scores, soft_cap * tanh(score / soft_cap); 0: none")
+    weights: str = choice("softmax", "transformer.model.attention_weights:WEIGHTS", "how scores become weights")
+    sinks: str = choice("none", "transformer.model.attention_weights:SINKS", "where weight goes beside the keys")
     mask: str = choice("auto", "transformer.model.masks:MASKS", "which keys a query may see")
-    backend: str = choice("reference", "transformer.model.attention:BACKENDS", "how attention is computed")
-    bias: bool = field(False, "biases on the four projections")
+    window: int = field(0, "keys a query sees, counting back from itself; 0: all")
+    tie: str = choice("none", "transformer.model.attention_parts:TIES", "which projections share one matrix")
+    value_projection: str = choice("full", "transformer.model.attention_parts:VALUE_PROJECTIONS", "map to the values")
+    gate: str = choice("none", "transformer.model.attention_parts:GATES", "factor on what the heads read")
+    output_projection: str = choice(
+        "full", "transformer.model.attention_parts:OUTPUT_PROJECTIONS", "map from the heads to the stream"
+    )
+    backend: str = choice("reference", "transformer.model.attention_backends:BACKENDS", "how attention is computed")
+    bias: bool = field(False, "biases on the projections")
 
 
 @dataclasses.dataclass(frozen=True)

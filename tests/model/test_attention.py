@@ -1,8 +1,10 @@
-"""Attention against loops in float64, for every scale and with and without biases."""
+"""Attention against loops in float64, for every choice and many combinations of them."""
 
 from __future__ import annotations
 
 import math
+import random
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,16 +12,20 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tests.tiny import label, named, tiny
+from tests.model.attention_loops import attend
+from tests.tiny import label, named, one_switch, tiny
+from transformer.config import schema
+from transformer.errors import ConfigError
 from transformer.model import declare
-from transformer.model.attention import BACKENDS, SCALES, Attention
+from transformer.model.attention import Attention
+from transformer.model.attention_backends import BACKENDS
+from transformer.model.attention_parts import SCALES, head_shape
 from transformer.model.context import Context
 from transformer.model.masks import Mask
 from transformer.model.positions import NoPosition
 
 B, T, D = 2, 5, 16
 X = np.random.default_rng(0).normal(size=(B, T, D)).astype(np.float32)
-SCALE_OF = {"inv_sqrt": lambda k: k**-0.5, "none": lambda k: 1.0, "inv": lambda k: 1 / k}
 
 
 def with_random_weights(module: nnx.Module) -> nnx.Module:
@@ -34,6 +40,10 @@ def with_random_weights(module: nnx.Module) -> nnx.Module:
     return nnx.merge(structure, nnx.map_state(lambda *_: next(flat), params))
 
 
+def weights_of(module: nnx.Module) -> dict[str, np.ndarray]:
+    return {name: np.asarray(x) for name, x in named(nnx.to_pure_dict(nnx.state(module, nnx.Param))).items()}
+
+
 def make(overrides: dict) -> Attention:
     return with_random_weights(Attention(tiny(overrides).model))
 
@@ -43,78 +53,121 @@ def context(mask: Mask) -> Context:
     return Context(positions_BT=positions, mask=mask, position=NoPosition(tiny()))
 
 
-def by_loop(layer: Attention, scale: float, causal: bool, x: np.ndarray) -> np.ndarray:
-    """One query, one head, one key at a time, in float64."""
-
-    def project(linear, v):
-        y = v @ np.asarray(linear.kernel[...], np.float64)
-        return y if linear.bias is None else y + np.asarray(linear.bias[...], np.float64)
-
-    x = x.astype(np.float64)
-    q, k, v = (project(linear, x) for linear in (layer.query, layer.key, layer.value))
-    K = layer.head_dim
-    heads = np.zeros_like(q)
-    for b in range(B):
-        for h in range(layer.num_heads):
-            part = slice(h * K, (h + 1) * K)
-            for t in range(T):
-                keys = range(t + 1 if causal else T)
-                scores = np.array([q[b, t, part] @ k[b, s, part] * scale for s in keys])
-                weights = np.exp(scores - scores.max())
-                weights /= weights.sum()
-                heads[b, t, part] = sum(w * v[b, s, part] for w, s in zip(weights, keys, strict=True))
-    return project(layer.output, heads)
-
-
-def check_against_loop(overrides: dict, scale: float, causal: bool = True, causal_in_loop: bool = True) -> None:
+def check_against_loops(overrides: dict, causal: bool = True, in_loops: dict | None = None) -> None:
+    """`in_loops` are overrides that only the loops are told."""
     layer = make(overrides)
     made = layer(jnp.asarray(X), context(Mask(causal=causal)))
-    np.testing.assert_allclose(made, by_loop(layer, scale, causal_in_loop, X), atol=1e-5, rtol=1e-5)
+    wanted = attend(weights_of(layer), tiny({**overrides, **(in_loops or {})}), X, causal)
+    np.testing.assert_allclose(made, wanted, atol=2e-5, rtol=2e-5)
+
+
+FIELD = "model.attention."
+PLAIN = [
+    {},
+    {FIELD + "bias": True},
+    {FIELD + "num_heads": 1},
+    {FIELD + "num_heads": 4},
+    {FIELD + "head_dim": 6},
+    {FIELD + "value_dim": 3},
+    {FIELD + "num_heads": 4, FIELD + "num_kv_heads": 1},
+    {FIELD + "num_heads": 4, FIELD + "num_kv_heads": 2, FIELD + "value_dim": 5},
+    {FIELD + "soft_cap": 0.5},
+    {FIELD + "window": 2},
+    {FIELD + "weights": "fixed_offset", FIELD + "offset": 2},
+]
+SWITCHES = [o for o in one_switch(FIELD) if FIELD + "mask" not in o and FIELD + "backend" not in o]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("overrides", [*PLAIN, *SWITCHES], ids=label)
+def test_against_loops(overrides, causal, backend):
+    check_against_loops({**overrides, FIELD + "backend": backend}, causal)
+
+
+def combinations(each: int) -> list[dict[str, Any]]:
+    """Random legal settings of all attention fields at once, `each` for every switch."""
+    draw, found = random.Random(0), []
+    values: dict[str, list[Any]] = {
+        FIELD + "bias": [False, True],
+        FIELD + "num_heads": [2, 4],
+        FIELD + "num_kv_heads": [0, 0, 1, 2],
+        FIELD + "head_dim": [0, 6],
+        FIELD + "value_dim": [0, 0, 3, 4],
+        FIELD + "soft_cap": [0.0, 0.7],
+        FIELD + "window": [0, 3],
+    }
+    for info in schema():
+        if info.path in {path for overrides in SWITCHES for path in overrides}:
+            values[info.path] = [info.default] * len(info.kinds) + list(info.kinds)
+    for overrides in SWITCHES * each:
+        while True:
+            combination = {path: draw.choice(kinds) for path, kinds in values.items()} | overrides
+            try:
+                tiny(combination)
+            except ConfigError:
+                continue
+            found.append(combination)
+            break
+    return found
+
+
+COMBINATIONS = combinations(2)
+
+
+@pytest.mark.parametrize("overrides", COMBINATIONS, ids=[label(o) for o in SWITCHES * 2])
+def test_combinations_against_loops(overrides):
+    check_against_loops(overrides)
+
+
 @pytest.mark.parametrize(
-    "overrides",
+    ("overrides", "wrong"),
     [
-        {},
-        {"model.attention.bias": True},
-        {"model.attention.num_heads": 1},
-        {"model.attention.num_heads": 4},
-        {"model.attention.head_dim": 6},
-        {"model.attention.scale": "none"},
-        {"model.attention.scale": "inv"},
+        ({}, {FIELD + "scale": "inv"}),
+        ({}, {FIELD + "soft_cap": 1.0}),
+        ({}, {FIELD + "window": 4}),
+        ({FIELD + "num_heads": 4, FIELD + "num_kv_heads": 2}, {FIELD + "soft_cap": 1.0}),
+        ({FIELD + "weights": "sigmoid"}, {FIELD + "weights": "sigmoid_bias"}),
+        ({FIELD + "weights": "softmax1"}, {FIELD + "weights": "softmax"}),
+        ({FIELD + "sinks": "learned"}, {FIELD + "sinks": "zero_key"}),
+        ({FIELD + "weights": "fixed_offset"}, {FIELD + "offset": 2}),
+        ({FIELD + "gate": "sigmoid"}, {FIELD + "gate": "none"}),
+        ({FIELD + "qk_norm": "rms"}, {FIELD + "qk_norm": "none"}),
     ],
     ids=label,
 )
-def test_against_loops(overrides, causal, backend):
-    attention = tiny(overrides).model.attention
-    head_dim = attention.head_dim or D // attention.num_heads
-    scale = SCALE_OF[attention.scale](head_dim)
-    check_against_loop({**overrides, "model.attention.backend": backend}, scale, causal, causal)
+def test_the_check_notices_another_formula(overrides, wrong):
+    with pytest.raises(AssertionError):
+        check_against_loops(overrides, in_loops=wrong)
 
 
-def test_the_check_notices_a_wrong_scale_and_a_wrong_mask():
-    with pytest.raises(AssertionError):
-        check_against_loop({}, scale=1 / 8)
-    with pytest.raises(AssertionError):
-        check_against_loop({}, scale=8**-0.5, causal=False, causal_in_loop=True)
+def test_the_check_notices_a_wrong_mask():
+    layer = make({})
+    made = layer(jnp.asarray(X), context(Mask(causal=False)))
+    assert not np.allclose(made, attend(weights_of(layer), tiny(), X, causal=True), atol=1e-3)
 
 
 def test_scales():
-    assert {kind: SCALES.build(kind, 16) for kind in SCALES} == {"inv_sqrt": 0.25, "none": 1.0, "inv": 0.0625}
+    shape = head_shape(tiny({"model.attention.head_dim": 16}).model)
+    made = {kind: SCALES.build(kind, shape) for kind in SCALES if kind != "learned"}
+    assert made == {"inv_sqrt": 0.25, "none": 1.0, "inv": 0.0625, "none_matched": 1.0}
 
 
 def test_kernels_are_two_dimensional():
     layer = Attention(tiny({"model.attention.num_heads": 4, "model.attention.head_dim": 6}).model)
     assert layer.query.kernel.shape == layer.key.kernel.shape == layer.value.kernel.shape == (D, 24)
     assert layer.output.kernel.shape == (24, D)
+    shared = {"model.attention.num_heads": 4, "model.attention.num_kv_heads": 2, "model.attention.value_dim": 3}
+    layer = Attention(tiny({**shared, "model.attention.output_projection": "block_diagonal"}).model)
+    assert layer.query.kernel.shape == (D, 16) and layer.key.kernel.shape == (D, 8)
+    assert layer.value.kernel.shape == (D, 6) and layer.output.kernel.shape == (12, 4)
 
 
-def test_a_query_that_sees_no_key_stays_finite():
+@pytest.mark.parametrize("overrides", [{}, *SWITCHES], ids=label)
+def test_a_query_that_sees_no_key_stays_finite(overrides):
     segments = jnp.zeros((B, T), jnp.int32)
     mask = Mask(query_segments_BT=segments, key_segments_BS=segments)
-    assert np.isfinite(make({})(jnp.asarray(X), context(mask))).all()
+    assert np.isfinite(make(overrides)(jnp.asarray(X), context(mask))).all()
 
 
 def test_scores_and_weights_are_float32_in_a_bfloat16_model():

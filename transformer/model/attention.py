@@ -1,90 +1,108 @@
-"""Multi-head scaled dot-product attention (Vaswani et al. 2017, section 3.2)."""
+"""Multi-head scaled dot-product attention (Vaswani et al. 2017, section 3.2).
+
+Shape letters beside the usual ones: G key-value heads (H where they are not shared), U width of a value,
+E the heads of one token side by side.
+"""
 
 from __future__ import annotations
 
-import math
+import dataclasses
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from transformer.model.attention_backends import BACKENDS, AttentionCall
+from transformer.model.attention_parts import (
+    GATES,
+    OUTPUT_PROJECTIONS,
+    QK_NORMS,
+    SCALES,
+    TIES,
+    VALUE_PROJECTIONS,
+    head_shape,
+)
+from transformer.model.attention_weights import WEIGHTS
 from transformer.model.context import Context
 from transformer.model.linear import Linear
-from transformer.registry import Registry
 from transformer.schema import Model
-
-SCALES = Registry("model.attention.scale")
-SCALES.register("inv_sqrt", paper="Vaswani et al. 2017, section 3.2.1")(lambda head_dim: 1.0 / math.sqrt(head_dim))
-SCALES.register("none")(lambda head_dim: 1.0)
-SCALES.register("inv", paper="Yang et al. 2022 (muP)")(lambda head_dim: 1.0 / head_dim)
-
-BACKENDS = Registry("model.attention.backend")
 
 
 class Attention(nnx.Module):
     """softmax(Q K^T / sqrt(head_dim)) V, in parallel heads, mixed by an output projection."""
 
     def __init__(self, model: Model):
-        self.num_heads = model.attention.num_heads
-        self.head_dim = model.attention.head_dim or model.d_model // model.attention.num_heads
-        self.scale = SCALES.build(model.attention.scale, self.head_dim)
-        self.backend = model.attention.backend
-        self.dropout_rate = model.dropout
-        width, bias = self.num_heads * self.head_dim, model.attention.bias
-        self.query = Linear(model.d_model, width, bias=bias)
-        self.key = Linear(model.d_model, width, bias=bias)
-        self.value = Linear(model.d_model, width, bias=bias)
-        self.output = Linear(width, model.d_model, bias=bias, role="output")
+        attention, shape = model.attention, head_shape(model)
+        self.num_heads, self.num_kv_heads = shape.num_heads, shape.num_kv_heads
+        self.head_dim, self.value_dim = shape.head_dim, shape.value_dim
+        self.scale = SCALES.build(attention.scale, shape)
+        self.weights = WEIGHTS.build(attention.weights, attention)
+        self.soft_cap, self.window = attention.soft_cap, attention.window
+        self.backend, self.dropout_rate = attention.backend, model.dropout
+
+        def project(heads: int, init_scale: float) -> Linear:
+            return Linear(model.d_model, heads * self.head_dim, bias=attention.bias, init_scale=init_scale)
+
+        self.tie = TIES.build(attention.tie)
+        start = self.head_dim**-0.25 if "matched_init" in SCALES[attention.scale].traits else 1.0
+        scored = self.weights.uses_scores
+        self.query = project(self.num_heads, start * self.weights.query_init_scale) if scored else None
+        self.key = project(self.num_kv_heads, start) if scored and not self.tie.keys else None
+        self.query_norm = QK_NORMS.build(attention.qk_norm, self.num_heads, self.head_dim, on_queries=True)
+        self.key_norm = QK_NORMS.build(attention.qk_norm, self.num_kv_heads, self.head_dim, on_queries=False)
+        self.value = None if self.tie.values else VALUE_PROJECTIONS.build(attention.value_projection, model, shape)
+        self.gate = GATES.build(attention.gate, model, shape)
+        self.output = OUTPUT_PROJECTIONS.build(attention.output_projection, model, shape)
 
     def __call__(self, x_BTD: jax.Array, context: Context) -> jax.Array:
-        q_BHTK = context.position.rotate(self._heads(self.query(x_BTD)), context.positions_BT)
-        k_BHSK = context.position.rotate(self._heads(self.key(x_BTD)), context.positions_BT)
-        v_BHSK = self._heads(self.value(x_BTD))
+        q_BHTK, k_BGSK, v_BGSU = self._queries_keys_values(x_BTD, context)
         key_positions_BS = context.positions_BT
         if context.cache is not None:
-            k_BHSK, v_BHSK = context.cache.append(context.layer, k_BHSK, v_BHSK)
-            key_positions_BS = jnp.arange(k_BHSK.shape[2])[None]
-        q_BHTK, k_BHSK = context.tap("attention.query", q_BHTK), context.tap("attention.key", k_BHSK)
-        v_BHSK = context.tap("attention.value", v_BHSK)
-        attend = BACKENDS[self.backend].build
-        o_BHTK = attend(q_BHTK * self.scale, k_BHSK, v_BHSK, key_positions_BS, context, self.dropout_rate)
-        o_BHTK = context.tap("attention.heads", o_BHTK)
-        B, H, T, K = o_BHTK.shape
-        return self.output(o_BHTK.transpose(0, 2, 1, 3).reshape(B, T, H * K))
+            k_BGSK, v_BGSU = context.cache.append(context.layer, k_BGSK, v_BGSU)
+            key_positions_BS = jnp.arange(v_BGSU.shape[2])[None]
+        if q_BHTK is not None:
+            q_BHTK, k_BGSK = context.tap("attention.query", q_BHTK), context.tap("attention.key", k_BGSK)
+            q_BHTK = self.scale(q_BHTK) if isinstance(self.scale, nnx.Module) else q_BHTK * self.scale
+        v_BGSU = context.tap("attention.value", v_BGSU)
+        call = AttentionCall(
+            query_BHTK=q_BHTK,
+            key_BGSK=k_BGSK,
+            value_BGSU=v_BGSU,
+            query_positions_BT=context.positions_BT,
+            key_positions_BS=key_positions_BS,
+            num_heads=self.num_heads,
+            mask=dataclasses.replace(context.mask, window=self.window) if self.window else context.mask,
+            weights=self.weights,
+            soft_cap=self.soft_cap,
+            dropout_rate=self.dropout_rate,
+            context=context,
+        )
+        o_BHTU = context.tap("attention.heads", BACKENDS.build(self.backend, call))
+        B, H, T, U = o_BHTU.shape
+        o_BTE = o_BHTU.transpose(0, 2, 1, 3).reshape(B, T, H * U)
+        if self.gate is not None:
+            o_BTE = o_BTE * context.tap("attention.gate", jax.nn.sigmoid(self.gate(x_BTD)))
+        return o_BTE if self.output is None else self.output(o_BTE)
 
-    def _heads(self, x_BTE: jax.Array) -> jax.Array:
-        """[B, T, heads * head_dim] -> [B, heads, T, head_dim]."""
-        B, T, _ = x_BTE.shape
-        return x_BTE.reshape(B, T, self.num_heads, self.head_dim).transpose(0, 2, 1, 3)
+    def _queries_keys_values(
+        self, x_BTD: jax.Array, context: Context
+    ) -> tuple[jax.Array | None, jax.Array | None, jax.Array]:
+        """Heads of queries [B, H, T, K], keys [B, G, T, K], values [B, G, T, U]; what owns no projection takes
+        what it is tied to. Norms and positions act on queries and keys only, so tied values are free of both."""
+        q_BTE = None if self.query is None else self.query(x_BTD)
+        k_BTE = q_BTE if self.key is None else self.key(x_BTD)
+        v_BTE = self.value(x_BTD) if self.value is not None else k_BTE if self.tie.values else x_BTD
+        v_BGTU = split_heads(v_BTE, self.num_kv_heads)
+        if q_BTE is None:
+            return None, None, v_BGTU
+        q_BHTK, k_BGTK = split_heads(q_BTE, self.num_heads), split_heads(k_BTE, self.num_kv_heads)
+        if self.query_norm is not None:
+            q_BHTK, k_BGTK = self.query_norm(q_BHTK), self.key_norm(k_BGTK)
+        rotate, positions_BT = context.position.rotate, context.positions_BT
+        return rotate(q_BHTK, positions_BT), rotate(k_BGTK, positions_BT), v_BGTU
 
 
-@BACKENDS.register("reference")
-def reference_attention(
-    q_BHTK: jax.Array,
-    k_BHSK: jax.Array,
-    v_BHSK: jax.Array,
-    key_positions_BS: jax.Array,
-    context: Context,
-    dropout_rate: float,
-) -> jax.Array:
-    """Written out: every intermediate has a name and can be tapped.
-
-    Args:
-      q_BHTK: queries, already scaled.
-      k_BHSK, v_BHSK: keys and values.
-      key_positions_BS: position of each key, for the mask and the position bias.
-
-    Returns:
-      Head outputs [B, H, T, K].
-    """
-    scores_BHTS = jnp.einsum("bhtk,bhsk->bhts", q_BHTK, k_BHSK).astype(jnp.float32)
-    bias = context.position.bias(context.positions_BT, key_positions_BS)
-    scores_BHTS = scores_BHTS if bias is None else scores_BHTS + bias
-    allowed_B1TS = context.mask.dense(context.positions_BT, key_positions_BS)
-    if allowed_B1TS is not None:
-        # Finite, so that a query that sees no key gets uniform weights instead of NaN.
-        scores_BHTS = jnp.where(allowed_B1TS, scores_BHTS, jnp.finfo(jnp.float32).min)
-    scores_BHTS = context.tap("attention.scores", scores_BHTS)
-    weights_BHTS = context.tap("attention.weights", jax.nn.softmax(scores_BHTS, axis=-1))
-    weights_BHTS = context.dropout("attention.weights", weights_BHTS, dropout_rate)
-    return jnp.einsum("bhts,bhsk->bhtk", weights_BHTS.astype(v_BHSK.dtype), v_BHSK)
+def split_heads(x_BTE: jax.Array, heads: int) -> jax.Array:
+    """[B, T, heads * width] -> [B, heads, T, width]."""
+    B, T, _ = x_BTE.shape
+    return x_BTE.reshape(B, T, heads, -1).transpose(0, 2, 1, 3)

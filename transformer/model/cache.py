@@ -14,7 +14,9 @@ class Cache:
     """A full cache of fixed capacity.
 
     Attributes:
-      keys, values: one array [B, heads, capacity, head_dim] per layer, keys already rotated.
+      keys: one array [B, key-value heads, capacity, head_dim] per layer, already normed and rotated; head_dim is 0
+        where attention has no keys.
+      values: one array [B, key-value heads, capacity, value_dim] per layer.
       length: number of tokens stored, int32 scalar; the next token has this position.
     """
 
@@ -34,14 +36,15 @@ class CacheWriter:
     def __init__(self, cache: Cache):
         self.before, self.keys, self.values = cache, list(cache.keys), list(cache.values)
 
-    def append(self, layer: int, k_BHTK: jax.Array, v_BHTK: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Stores new keys and values; returns all [B, heads, capacity, head_dim]. Unused slots stay masked,
+    def append(self, layer: int, k_BGTK: jax.Array | None, v_BGTU: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Stores new keys (if there are any) and values; returns all, up to the capacity. Unused slots stay masked,
         because their positions lie after every query."""
         at = (0, 0, self.before.length, 0)
-        self.keys[layer] = jax.lax.dynamic_update_slice(self.keys[layer], k_BHTK.astype(self.keys[layer].dtype), at)
-        self.values[layer] = jax.lax.dynamic_update_slice(
-            self.values[layer], v_BHTK.astype(self.values[layer].dtype), at
-        )
+        if k_BGTK is not None:
+            k_BGTK = k_BGTK.astype(self.keys[layer].dtype)
+            self.keys[layer] = jax.lax.dynamic_update_slice(self.keys[layer], k_BGTK, at)
+        v_BGTU = v_BGTU.astype(self.values[layer].dtype)
+        self.values[layer] = jax.lax.dynamic_update_slice(self.values[layer], v_BGTU, at)
         return self.keys[layer], self.values[layer]
 
     def finish(self, num_tokens: int) -> Cache:
@@ -49,8 +52,12 @@ class CacheWriter:
         return Cache(tuple(self.keys), tuple(self.values), self.before.length + num_tokens)
 
 
-def empty_cache(num_layers: int, batch: int, heads: int, head_dim: int, capacity: int, dtype: jnp.dtype) -> Cache:
+def empty_cache(
+    num_layers: int, batch: int, num_kv_heads: int, head_dim: int, value_dim: int, capacity: int, dtype: jnp.dtype
+) -> Cache:
     """A cache with nothing in it."""
-    shape = (batch, heads, capacity, head_dim)
-    zeros = tuple(jnp.zeros(shape, dtype) for _ in range(num_layers))
-    return Cache(zeros, tuple(jnp.zeros(shape, dtype) for _ in range(num_layers)), jnp.zeros((), jnp.int32))
+
+    def zeros(width: int) -> tuple[jax.Array, ...]:
+        return tuple(jnp.zeros((batch, num_kv_heads, capacity, width), dtype) for _ in range(num_layers))
+
+    return Cache(zeros(head_dim), zeros(value_dim), jnp.zeros((), jnp.int32))

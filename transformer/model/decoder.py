@@ -119,4 +119,13 @@ class Decoder(nnx.Module):
         if not self.causal:
             raise UserError("model.attention.mask=none lets tokens see the future: decoding with a cache is not exact.")
         attention: Any = self.blocks[0].attention.branch
-        return empty_cache(self.num_layers, batch, attention.num_heads, attention.head_dim, capacity, self.dtype)
+        return empty_cache(
+            self.num_layers,
+            batch,
+            attention.num_kv_heads,
+            # Where weights need no scores there are no keys to keep.
+            attention.head_dim if attention.weights.uses_scores else 0,
+            attention.value_dim,
+            capacity,
+            self.dtype,
+        )

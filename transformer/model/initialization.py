@@ -26,15 +26,15 @@ DECAYED_ROLES = frozenset({"matrix", "output", "embedding", "position"})
 ROLES = DECAYED_ROLES | {"gain", "bias", "residual_gain"}
 
 
-def parameter(shape: tuple[int, ...], role: str, dtype: Any = jnp.float32) -> nnx.Param:
+def parameter(shape: tuple[int, ...], role: str, dtype: Any = jnp.float32, *, init_scale: float = 1.0) -> nnx.Param:
     """Declares a parameter: shape, dtype and role, no numbers yet (`initialize` draws them).
 
     Roles: `matrix` (kernels), `output` (kernels that write into the residual stream), `embedding`, `position`,
-    `gain`, `bias`, `residual_gain`.
+    `gain`, `bias`, `residual_gain`. What the scheme draws is multiplied by `init_scale`.
     """
     if role not in ROLES:
         raise ValueError(f"unknown parameter role {role!r}")
-    return nnx.Param(jax.ShapeDtypeStruct(shape, dtype), role=role)
+    return nnx.Param(jax.ShapeDtypeStruct(shape, dtype), role=role, init_scale=init_scale)
 
 
 class Scheme(Protocol):
@@ -101,6 +101,8 @@ def initialize(params: nnx.State, config: Config, seed: int) -> dict[str, Any]:
 
     def draw(path: tuple[Any, ...], variable: nnx.Variable) -> nnx.Variable:
         drawn = scheme(variable.role, variable.get_value().shape, path_bits(seed, path_name(path)))
+        if variable.init_scale != 1.0:
+            drawn = drawn * np.float32(variable.init_scale)
         return variable.replace(jnp.asarray(drawn, dtype))
 
     return nnx.to_pure_dict(jax.tree_util.tree_map_with_path(draw, params, is_leaf=_is_variable))

@@ -13,10 +13,11 @@ class Linear(nnx.Module):
 
     Args:
       role: `output` for kernels that write into the residual stream (they start smaller), else `matrix`.
+      init_scale: factor on the initial kernel.
     """
 
-    def __init__(self, d_in: int, d_out: int, *, bias: bool = False, role: str = "matrix"):
-        self.kernel = parameter((d_in, d_out), role)
+    def __init__(self, d_in: int, d_out: int, *, bias: bool = False, role: str = "matrix", init_scale: float = 1.0):
+        self.kernel = parameter((d_in, d_out), role, init_scale=init_scale)
         self.bias = parameter((d_out,), "bias") if bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:

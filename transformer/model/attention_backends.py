@@ -1,0 +1,86 @@
+"""How attention is computed: the written-out reference, and what any other back-end is given.
+
+A back-end is a function `AttentionCall -> head outputs [B, H, T, U]`, registered in `BACKENDS`. What it cannot do it
+refuses when the config is resolved, by the `check` of its entry, naming the field; it never does something else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from transformer.model.attention_weights import Sight, WeightRule
+from transformer.model.context import Context
+from transformer.model.masks import Mask
+from transformer.registry import Registry
+
+BACKENDS = Registry("model.attention.backend")
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionCall:
+    """Everything a back-end needs. G key-value heads serve H query heads: head h reads group h // (H / G).
+
+    Attributes:
+      query_BHTK: queries, normed, rotated and scaled.
+      key_BGSK: keys, normed and rotated. Neither is there where `weights.uses_scores` is False.
+      value_BGSU: values.
+      query_positions_BT, key_positions_BS: where they stand, for the mask and for the position bias.
+      num_heads: H.
+      mask: which keys a query may see, the window included.
+      weights: the rule that turns scores into weights; a `Softmax` carries its sink, or None, as `sink`.
+      soft_cap: scores pass through soft_cap * tanh(score / soft_cap) before any bias; 0: they do not.
+      dropout_rate: on the weights, where `context` has a dropout key.
+      context: gives `position.bias`, `tap` and `dropout`.
+    """
+
+    query_BHTK: jax.Array | None
+    key_BGSK: jax.Array | None
+    value_BGSU: jax.Array
+    query_positions_BT: jax.Array
+    key_positions_BS: jax.Array
+    num_heads: int
+    mask: Mask
+    weights: WeightRule
+    soft_cap: float
+    dropout_rate: float
+    context: Context
+
+
+@BACKENDS.register("reference")
+def reference_attention(call: AttentionCall) -> jax.Array:
+    """Written out: every intermediate has a name and can be tapped."""
+    context, value_BHSU = call.context, for_every_head(call.value_BGSU, call.num_heads)
+    allowed_B1TS = call.mask.dense(call.query_positions_BT, call.key_positions_BS)
+    scores_BHTS = scores(call, allowed_B1TS)
+    weights_BHTS = call.weights(scores_BHTS, Sight(allowed_B1TS, call.query_positions_BT, call.key_positions_BS))
+    weights_BHTS = context.tap("attention.weights", weights_BHTS)
+    weights_BHTS = context.dropout("attention.weights", weights_BHTS, call.dropout_rate)
+    return jnp.einsum("bhts,bhsk->bhtk", weights_BHTS.astype(value_BHSU.dtype), value_BHSU)
+
+
+def scores(call: AttentionCall, allowed_B1TS: jax.Array | None) -> jax.Array:
+    """Capped, biased and masked query-key products [B, H, T, S], in float32 at least."""
+    context = call.context
+    if not call.weights.uses_scores:
+        B, _, S, _ = call.value_BGSU.shape
+        return jnp.zeros((B, call.num_heads, call.query_positions_BT.shape[1], S), jnp.float32)
+    key_BHSK = for_every_head(call.key_BGSK, call.num_heads)
+    scores_BHTS = jnp.einsum("bhtk,bhsk->bhts", call.query_BHTK, key_BHSK)
+    scores_BHTS = scores_BHTS.astype(jnp.promote_types(scores_BHTS.dtype, jnp.float32))
+    if call.soft_cap:
+        scores_BHTS = call.soft_cap * jnp.tanh(scores_BHTS / call.soft_cap)
+    bias = context.position.bias(call.query_positions_BT, call.key_positions_BS)
+    scores_BHTS = scores_BHTS if bias is None else scores_BHTS + bias
+    if allowed_B1TS is not None:
+        # Finite, so that a query that sees no key gets uniform weights instead of NaN.
+        scores_BHTS = jnp.where(allowed_B1TS, scores_BHTS, jnp.finfo(scores_BHTS.dtype).min)
+    return context.tap("attention.scores", scores_BHTS)
+
+
+def for_every_head(x_BGSE: jax.Array, num_heads: int) -> jax.Array:
+    """Repeats each key-value head for the query heads that share it: [B, H, S, E]."""
+    groups = x_BGSE.shape[1]
+    return x_BGSE if groups == num_heads else jnp.repeat(x_BGSE, num_heads // groups, axis=1)
