@@ -39,7 +39,7 @@ class Attention(nnx.Module):
     def __call__(self, x_BTD: jax.Array, context: Context) -> jax.Array:
         q_BHTK = context.position.rotate(self._heads(self.query(x_BTD)), context.positions_BT)
         k_BHSK = context.position.rotate(self._heads(self.key(x_BTD)), context.positions_BT)
-        v_BHSK = self._heads(self.value(x_BTD))
+        v_BHSK = context.position.rotate_value(self._heads(self.value(x_BTD)), context.positions_BT)
         key_positions_BS = context.positions_BT
         if context.cache is not None:
             k_BHSK, v_BHSK = context.cache.append(context.layer, k_BHSK, v_BHSK)
@@ -48,6 +48,7 @@ class Attention(nnx.Module):
         v_BHSK = context.tap("attention.value", v_BHSK)
         attend = BACKENDS[self.backend].build
         o_BHTK = attend(q_BHTK * self.scale, k_BHSK, v_BHSK, key_positions_BS, context, self.dropout_rate)
+        o_BHTK = context.position.unrotate_output(o_BHTK, context.positions_BT)
         o_BHTK = context.tap("attention.heads", o_BHTK)
         B, H, T, K = o_BHTK.shape
         return self.output(o_BHTK.transpose(0, 2, 1, 3).reshape(B, T, H * K))
