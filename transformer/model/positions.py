@@ -266,7 +266,8 @@ def alibi_slopes(num_heads: int) -> np.ndarray:
 class AlibiPosition(NoPosition):
     """Subtracts from each score the distance of its two tokens times a slope of the head's own.
 
-    Without a causal mask the distance counts alike in both directions.
+    Without a causal mask the distance counts alike in both directions, so an encoder cannot tell a text from its
+    mirror image.
     """
 
     def __init__(self, config: Config, causal: bool = True):
