@@ -185,10 +185,10 @@ def _build(cls: type, prefix: str, values: Mapping[str, Any]) -> Any:
     options, chosen = [], dict(built)
     for name, (parameter, readers) in entry_parameters(cls).items():
         value = values.get(prefix + name, parameter.default)
+        registry = registry_of(cls, name)
+        if registry is not None:
+            registry[value]  # raises for an unknown kind
         if any(chosen.get(choice_field) in kinds for choice_field, kinds in readers.items()):
-            registry = registry_of(cls, name)
-            if registry is not None:
-                registry[value]  # raises for an unknown kind
             options.append((name, value))
             chosen[name] = value
         elif value != parameter.default:
