@@ -94,7 +94,7 @@ def test_there_and_back(overrides):
     """Choosing a kind and then the default again leaves nothing behind."""
     default = {info.path: info.default for info in SCHEMA}
     there = replace(tiny(), overrides)
-    assert replace(there, {path: default[path] for path in overrides}) == tiny()
+    assert replace(there, {path: OVERRIDES.get(path, default[path]) for path in overrides}) == tiny()
 
 
 @pytest.mark.xfail(strict=True, reason="a resolved config spells out the parameters of its kinds, a bare one does not")
@@ -313,6 +313,52 @@ IMPOSSIBLE = [
         "head dimension 3 is odd",
         "choose another",
     ),
+    ({"model.position.rope_fraction": 1.5}, "model.position.kind=rope", "rope_fraction=1.5", "at most 1"),
+    ({"model.position.rope_fraction": 0.01}, "rope_fraction=0.01", "at least one of the 16 pairs"),
+    ({"model.position.rope_base": 0.0}, "rope_base=0.0", "positive"),
+    *(
+        (
+            {"model.position.rope_scaling": kind, "model.position.rope_factor": 0.5},
+            f"model.position.rope_scaling={kind}",
+            "rope_factor=0.5",
+            "at least 1",
+        )
+        for kind in ("linear", "ntk", "yarn")
+    ),
+    (
+        {"model.position.rope_scaling": "ntk", "model.attention.head_dim": 2},
+        "model.position.rope_scaling=ntk",
+        "head dimension 2",
+        "choose 4 or more",
+    ),
+    (
+        {"model.position.rope_scaling": "dynamic_ntk", "model.position.rope_original_length": -1},
+        "rope_original_length=-1",
+        "not be negative",
+    ),
+    (
+        {"model.position.rope_scaling": "yarn", "model.position.rope_beta_fast": 1.0},
+        "rope_beta_fast=1.0 must be larger than",
+        "rope_beta_slow=1.0",
+    ),
+    (
+        {"model.position.rope_scaling": "yarn", "model.position.rope_attention_factor": -1.0},
+        "rope_attention_factor=-1.0",
+        "not be negative",
+    ),
+    ({"model.position.kind": "t5", "model.position.t5_buckets": 6}, "t5_buckets=6", "multiple of 4"),
+    ({"model.position.kind": "t5", "model.position.t5_max_distance": 16}, "t5_max_distance=16", "half of"),
+    (
+        {"model.position.kind": "sinusoidal", "model.d_model": 33, "model.attention.head_dim": 8},
+        "model.d_model=33 is odd",
+        "choose an even one",
+    ),
+    (
+        {"model.init.scheme": "xavier", "model.init.std": 0.1},
+        "model.init.scheme=xavier",
+        "model.init.std=0.1 has no effect",
+        "remove it",
+    ),
     ({"model.dropout": 1.0}, "model.dropout=1.0", "at least 0 and below 1"),
     ({"objective.label_smoothing": -0.1}, "objective.label_smoothing=-0.1", "at least 0 and below 1"),
     *(({path: 0}, f"{path}=0", "at least 1") for path in ("model.d_model", "train.steps", "data.sequence_length")),
@@ -333,6 +379,22 @@ INERT = [
     ),
     ({"model.position.max_length": 64}, "model.position.max_length=64", "model.position.kind=learned", "'rope'"),
     ({"data.path": "x.txt"}, "data.path='x.txt'", "data.source=text", "'stdlib'"),
+    (
+        {"model.position.rope_factor": 2.0},
+        "model.position.rope_factor=2.0 has no effect",
+        "only model.position.rope_scaling=linear or ntk or yarn reads it",
+        "it is 'none'",
+    ),
+    (
+        {"model.position.kind": "alibi", "model.position.rope_factor": 2.0},
+        "model.position.rope_factor=2.0 has no effect",
+        "that one has no effect here",
+    ),
+    (
+        {"model.position.kind": "alibi", "model.position.rope_scaling": "yarn"},
+        "model.position.rope_scaling='yarn' has no effect",
+        "only model.position.kind=rope reads it",
+    ),
     ({"optimizer.decay_fraction": 0.5}, "optimizer.decay_fraction=0.5", "optimizer.schedule=wsd", "'cosine'"),
 ]
 

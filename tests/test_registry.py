@@ -6,6 +6,7 @@ import dataclasses
 
 import pytest
 
+from transformer import config as config_module
 from transformer import schema as schema_module
 from transformer.config import schema
 from transformer.errors import ConfigError, did_you_mean
@@ -108,6 +109,63 @@ def test_entries_that_share_a_parameter_agree_on_its_default(monkeypatch):
         entry_parameters(bowl(monkeypatch, 3, 4))
 
 
+def nested_bowl(monkeypatch) -> type:
+    """A section whose choice has an entry that brings a choice, whose entry brings a parameter."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Seed:
+        count: int = field(5, "how many")
+
+    @dataclasses.dataclass(frozen=True)
+    class Core:
+        core: str = choice("none", "test:CORES", "what is inside")
+
+    registries = {"test:FRUIT": Registry("bowl.fruit"), "test:CORES": Registry("bowl.core")}
+    registries["test:FRUIT"].register("none")(lambda: None)
+    registries["test:FRUIT"].register("apple", parameters=Core)(lambda: None)
+    registries["test:CORES"].register("none")(lambda: None)
+    registries["test:CORES"].register("seeds", parameters=Seed)(lambda: None)
+    monkeypatch.setattr(schema_module, "load_registry", lambda spec: registries[spec])
+
+    @dataclasses.dataclass(frozen=True)
+    class Bowl(Section):
+        fruit: str = choice("none", "test:FRUIT", "what is in it")
+
+    return Bowl
+
+
+def test_a_parameter_may_be_a_choice_with_parameters(monkeypatch):
+    cls = nested_bowl(monkeypatch)
+    found = {name: readers for name, (_, readers) in entry_parameters(cls).items()}
+    assert found == {"core": {"fruit": frozenset({"apple"})}, "count": {"core": frozenset({"seeds"})}}
+    assert [(info.path, info.kinds, info.used_by) for info in schema(cls, "bowl.")] == [
+        ("bowl.fruit", ("none", "apple"), ""),
+        ("bowl.core", ("none", "seeds"), "bowl.fruit=apple"),
+        ("bowl.count", (), "bowl.core=seeds"),
+    ]
+    assert cls(fruit="apple").core == "none" and cls(fruit="apple").count == 5
+
+
+def test_a_nested_choice_is_validated_like_any_other(monkeypatch):
+    cls = nested_bowl(monkeypatch)
+
+    def build(**values):
+        return config_module._build(cls, "bowl.", {f"bowl.{name}": value for name, value in values.items()})
+
+    assert build().options == ()
+    assert build(fruit="apple").options == (("core", "none"),)
+    assert build(fruit="apple", core="seeds").options == (("core", "seeds"), ("count", 5))
+    for wrong, message in [
+        ({"fruit": "apple", "core": "sed"}, "bowl.core='sed' is not one of: none, seeds."),
+        ({"core": "seeds"}, "bowl.core='seeds' has no effect: only bowl.fruit=apple reads it, and it is 'none'."),
+        ({"fruit": "apple", "count": 3}, "only bowl.core=seeds reads it, and it is 'none'."),
+        ({"count": 3}, "only bowl.core=seeds reads it, and that one has no effect here."),
+    ]:
+        with pytest.raises(ConfigError) as caught:
+            build(**wrong)
+        assert message in str(caught.value)
+
+
 # --- All registries of the schema --------------------------------------------------------------------------------
 
 
@@ -122,6 +180,10 @@ def registries() -> dict[str, tuple[str, Registry]]:
                 found[prefix + f.name] = (spec, load_registry(spec))
             elif isinstance(f.default_factory, type) and issubclass(f.default_factory, Section):
                 walk(f.default_factory, f"{prefix}{f.name}.")
+        for name, (parameter, _) in entry_parameters(cls).items():
+            spec = parameter.metadata.get("registry")
+            if spec:
+                found[prefix + name] = (spec, load_registry(spec))
 
     walk(schema_module.Config, "")
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -11,7 +12,8 @@ from flax import nnx
 from transformer.config import FieldInfo, resolve, schema
 from transformer.model import build, declare
 from transformer.model.initialization import path_name
-from transformer.schema import Config
+from transformer.model.positions import OUT_OF_RANGE
+from transformer.schema import Config, registry_of
 
 VOCAB, LENGTH, BATCH = 11, 8, 4
 OVERRIDES: dict[str, Any] = {
@@ -32,7 +34,21 @@ OVERRIDES: dict[str, Any] = {
 NEEDED: dict[tuple[str, Any], dict[str, Any]] = {
     ("data.source", "text"): {"data.path": "somewhere.txt"},
     ("data.source", "tfds"): {"data.tfds_name": "some_corpus"},
+    **{("model.position.out_of_range", kind): {"model.position.kind": "learned"} for kind in OUT_OF_RANGE},
 }
+del NEEDED["model.position.out_of_range", "error"]  # the default
+
+# Without what an entry does not show in a model this small, or does not go with OVERRIDES.
+SHOWN: dict[tuple[str, Any], dict[str, Any]] = {
+    ("model.position.kind", "t5"): {"model.position.t5_buckets": 8},
+    ("model.position.rope_scaling", "dynamic_ntk"): {"model.position.rope_original_length": LENGTH // 2},
+    **{("model.init.scheme", kind): {"model.init.std": 0.02} for kind in ("lecun", "lecun_depth", "xavier")},
+}
+
+
+def company(path: str, kind: Any) -> dict[str, Any]:
+    """What an entry is set together with."""
+    return {**NEEDED.get((path, kind), {}), **SHOWN.get((path, kind), {})}
 
 
 def nested(flat: dict[str, Any]) -> dict[str, Any]:
@@ -56,12 +72,22 @@ def one_switch(*prefixes: str) -> list[dict[str, Any]]:
     """Overrides that set one choice field under `prefixes` to an entry that is not its default, for every such entry:
     a new entry joins the tests by being registered."""
     return [
-        {info.path: kind, **NEEDED.get((info.path, kind), {})}
+        {info.path: kind, **company(info.path, kind)}
         for info in schema()
         if info.path.startswith(prefixes)
         for kind in info.kinds
         if kind != info.default
     ]
+
+
+def traits(overrides: dict[str, Any]) -> frozenset[str]:
+    """The traits of all entries that overrides choose."""
+    config, found = tiny(overrides), frozenset()
+    for path, kind in overrides.items():
+        *parents, leaf = path.split(".")
+        registry = registry_of(type(functools.reduce(getattr, parents, config)), leaf)
+        found |= registry[kind].traits if registry else frozenset()
+    return found
 
 
 def label(overrides: dict[str, Any]) -> str:
@@ -76,7 +102,9 @@ OTHER: dict[str, tuple[Any, ...]] = {
     "model.d_model": (24,),
     "model.attention.num_heads": (4, 2),
     "model.attention.head_dim": (6,),
-    "model.position.max_length": (9,),
+    "model.position.max_length": (300,),
+    "model.position.t5_buckets": (16,),
+    "model.position.t5_max_distance": (6,),
     "model.dropout": (0.5,),
     "model.residual.attention.branch_gain": ("learned_zero",),
     "model.vocab_size": (13,),
@@ -97,12 +125,12 @@ def other_value(info: FieldInfo, base: dict[str, Any] = OVERRIDES) -> tuple[dict
     context: dict[str, Any] = {}
     if info.used_by:
         path, kinds = readers(info)
-        context = {path: kinds[0], **NEEDED.get((path, kinds[0]), {})}
+        context = {path: kinds[0], **company(path, kinds[0])}
     current = {**base, **context}.get(info.path, info.default)
     if info.path in OTHER:
         value = next(value for value in OTHER[info.path] if value != current)
     elif info.kinds:
-        value = next(kind for kind in info.kinds if kind != current)
+        value = next(kind for kind in (*info.kinds[1:], info.kinds[0]) if kind != current)
     elif isinstance(current, bool):
         value = not current
     elif isinstance(current, int):
@@ -113,7 +141,7 @@ def other_value(info: FieldInfo, base: dict[str, Any] = OVERRIDES) -> tuple[dict
         value = ("tag",)
     else:
         value = "another"
-    return context, {**context, info.path: value, **NEEDED.get((info.path, value), {})}
+    return context, {**context, info.path: value, **company(info.path, value)}
 
 
 def tokens(batch: int = 2, length: int = LENGTH, seed: int = 0) -> np.ndarray:

@@ -73,13 +73,14 @@ def schema(cls: type = Config, prefix: str = "") -> Iterator[FieldInfo]:
     for name, (parameter, readers) in entry_parameters(cls).items():
         used_by = " or ".join(f"{prefix}{field}={'|'.join(sorted(kinds))}" for field, kinds in readers.items())
         hint = typing.get_type_hints(_declaring(cls, name))[name]
-        yield FieldInfo(prefix + name, hint, parameter.default, parameter.metadata["help"], (), used_by)
+        kinds = tuple(registry_of(cls, name) or ())
+        yield FieldInfo(prefix + name, hint, parameter.default, parameter.metadata["help"], kinds, used_by)
 
 
 def _declaring(cls: type, name: str) -> type:
     """The parameter dataclass that declares `name` in section `cls`."""
-    for f in dataclasses.fields(cls):
-        for entry in (registry_of(cls, f.name) or {}).values():
+    for choice_field in [*(f.name for f in _own_fields(cls)), *entry_parameters(cls)]:
+        for entry in (registry_of(cls, choice_field) or {}).values():
             if entry.parameters and name in {p.name for p in dataclasses.fields(entry.parameters)}:
                 return entry.parameters
     raise KeyError(name)
@@ -181,16 +182,21 @@ def _build(cls: type, prefix: str, values: Mapping[str, Any]) -> Any:
             registry = registry_of(cls, f.name)
             if registry is not None:
                 registry[built[f.name]]  # raises for an unknown kind
-    options = []
+    options, chosen = [], dict(built)
     for name, (parameter, readers) in entry_parameters(cls).items():
         value = values.get(prefix + name, parameter.default)
-        if any(built[choice_field] in kinds for choice_field, kinds in readers.items()):
+        registry = registry_of(cls, name)
+        if registry is not None:
+            registry[value]  # raises for an unknown kind
+        if any(chosen.get(choice_field) in kinds for choice_field, kinds in readers.items()):
             options.append((name, value))
+            chosen[name] = value
         elif value != parameter.default:
             choice_field, kinds = next(iter(readers.items()))
+            found = f"it is {chosen[choice_field]!r}" if choice_field in chosen else "that one has no effect here"
             raise ConfigError(
                 f"{prefix}{name}={value!r} has no effect: only {prefix}{choice_field}="
-                f"{' or '.join(sorted(kinds))} reads it, and it is {built[choice_field]!r}. Remove one of the two."
+                f"{' or '.join(sorted(kinds))} reads it, and {found}. Remove one of the two."
             )
     return cls(**built, options=tuple(options))
 
@@ -262,12 +268,12 @@ def _check(config: Config) -> None:
             "the learning rate would never reach its peak. Shorten the warm-up or train longer."
         )
     for path, cls, node in _sections(config):
-        for f in _own_fields(cls):
-            registry = registry_of(cls, f.name)
-            entry = registry[getattr(node, f.name)] if registry else None
+        for name in [*(f.name for f in _own_fields(cls)), *(name for name, _ in node.options)]:
+            registry = registry_of(cls, name)
+            entry = registry[getattr(node, name)] if registry else None
             problem = entry.check(config) if entry and entry.check else None
             if problem:
-                raise ConfigError(f"{path}{f.name}={getattr(node, f.name)}: {problem}")
+                raise ConfigError(f"{path}{name}={getattr(node, name)}: {problem}")
 
 
 def _sections(node: Section, prefix: str = "") -> Iterator[tuple[str, type, Section]]:

@@ -275,8 +275,13 @@ def load_registry(spec: str) -> Registry:
 
 
 def registry_of(cls: type, name: str) -> Registry | None:
-    """The registry behind field `name` of section `cls`, or None for a plain field."""
-    spec = next(f for f in dataclasses.fields(cls) if f.name == name).metadata.get("registry")
+    """The registry behind field `name` of section `cls`, own or brought by an entry; None for a plain field."""
+    own = {f.name: f for f in dataclasses.fields(cls)}
+    return _registry_behind(own[name] if name in own else entry_parameters(cls)[name][0])
+
+
+def _registry_behind(f: dataclasses.Field) -> Registry | None:
+    spec = f.metadata.get("registry")
     return load_registry(spec) if spec else None
 
 
@@ -284,16 +289,20 @@ def registry_of(cls: type, name: str) -> Registry | None:
 def entry_parameters(cls: type) -> dict[str, tuple[dataclasses.Field, dict[str, frozenset[str]]]]:
     """Parameters that entries add to a section: name -> (field, {choice field: kinds that read it}).
 
-    Two entries may share a parameter if they agree on its default.
+    Two entries may share a parameter if they agree on its default. A parameter may itself be a choice, whose entries
+    bring parameters in turn; it then stands before them.
     """
     found: dict[str, tuple[dataclasses.Field, dict[str, frozenset[str]]]] = {}
-    for choice_field in dataclasses.fields(cls):
-        registry = registry_of(cls, choice_field.name)
+    choices = list(dataclasses.fields(cls))
+    for choice_field in choices:  # grows while it is walked
+        registry = _registry_behind(choice_field)
         for entry in registry.values() if registry else ():
             for parameter in dataclasses.fields(entry.parameters) if entry.parameters else ():
                 known, readers = found.get(parameter.name, (parameter, {}))
                 if known.default != parameter.default:
                     raise ValueError(f"{cls.__name__}.{parameter.name} has two defaults")
+                if parameter.name not in found:
+                    choices.append(parameter)
                 kinds = readers.get(choice_field.name, frozenset()) | {entry.name}
                 found[parameter.name] = (known, {**readers, choice_field.name: kinds})
     return found

@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.tiny import LENGTH, label, one_switch, tiny, tokens
+from tests.tiny import LENGTH, label, one_switch, tiny, tokens, traits
 from transformer.errors import UserError
 from transformer.model import build
 from transformer.model.cache import Cache
+from transformer.model.positions import POSITIONS
 
 HALF = LENGTH // 2
 ONE_BY_ONE = (1,) * LENGTH
@@ -22,7 +23,12 @@ PIECES = {
     "chunks": (HALF, HALF),
     "at once": (LENGTH,),
 }
-CAUSAL = [o for o in one_switch("model.") if o != {"model.attention.mask": "none"}]
+CAUSAL = [
+    o
+    for o in one_switch("model.")
+    if o != {"model.attention.mask": "none"}
+    and not ("length_dependent" in traits(o) and "model.position.rope_scaling" in o)  # see below
+]
 
 
 def check_cached_equals_full(
@@ -50,7 +56,7 @@ def test_every_variant(overrides):
 
 
 @pytest.mark.parametrize("pieces", PIECES.values(), ids=PIECES)
-@pytest.mark.parametrize("kind", ["rope", "learned", "none"])
+@pytest.mark.parametrize("kind", POSITIONS)
 def test_any_way_of_feeding(kind, pieces):
     check_cached_equals_full({"model.position.kind": kind}, pieces)
 
@@ -59,7 +65,7 @@ def test_slots_left_over_are_not_seen():
     check_cached_equals_full({}, (LENGTH,), spare=LENGTH)
 
 
-@pytest.mark.parametrize("kind", ["rope", "learned", "none"])
+@pytest.mark.parametrize("kind", POSITIONS)
 def test_the_check_notices_a_shifted_position(kind):
     def shift(cache):
         return dataclasses.replace(cache, length=cache.length + (cache.length == 3))
@@ -85,3 +91,32 @@ def test_a_cache_keeps_the_computed_dtype_and_its_capacity():
 def test_no_cache_where_tokens_see_the_future():
     with pytest.raises(UserError, match=r"model\.attention\.mask=none .* not exact"):
         build(tiny({"model.attention.mask": "none"})).empty_cache(1, 4)
+
+
+# --- Schemes that look at the length of the text -----------------------------------------------------------------
+
+LENGTH_DEPENDENT = [
+    {"model.position.rope_scaling": "dynamic_ntk", "model.position.rope_original_length": HALF},
+    {"model.position.kind": "learned", "model.position.max_length": HALF, "model.position.out_of_range": "interpolate"},
+]
+
+
+@pytest.mark.parametrize("overrides", LENGTH_DEPENDENT, ids=label)
+def test_no_cache_where_earlier_tokens_change(overrides):
+    model = build(tiny(overrides))
+    with pytest.raises(UserError, match=f"Decoding {LENGTH} tokens with a cache is not exact: .* longer than {HALF}"):
+        model.empty_cache(2, LENGTH)
+    model.empty_cache(2, HALF)
+
+
+@pytest.mark.parametrize("overrides", LENGTH_DEPENDENT, ids=label)
+def test_earlier_tokens_really_change(overrides):
+    """Without the refusal the logits would be wrong: from the first token past the limit on, and not before."""
+    limit = next(path for path in overrides if path.endswith("length"))
+    check_cached_equals_full({**overrides, limit: LENGTH}, ONE_BY_ONE)
+    model, window = build(tiny(overrides)), tokens()
+    model.position.cache_length = None
+    cache, full = model.empty_cache(len(window), LENGTH), model(window)
+    _, cache = model(window[:, :HALF], cache=cache)
+    with pytest.raises(AssertionError):
+        np.testing.assert_allclose(model(window[:, HALF:], cache=cache)[0], full[:, HALF:], atol=1e-3)

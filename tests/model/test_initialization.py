@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import importlib.util
 import itertools
@@ -64,6 +65,11 @@ def test_the_arms_of_an_ablation_share_every_common_weight():
 PAIRS = [
     ({"model.position.kind": "none"}, "position"),
     ({"model.position.kind": "learned"}, "position"),
+    ({"model.position.kind": "t5"}, "position"),
+    ({"model.position.kind": "sinusoidal"}, "-"),
+    ({"model.position.kind": "alibi"}, "-"),
+    ({"model.position.rope_on": "qkv_with_inverse"}, "-"),
+    ({"model.position.rope_scaling": "yarn"}, "-"),
     ({"model.norm.kind": "rmsnorm"}, "norm"),
     ({"model.norm.kind": "none"}, "norm"),
     ({"model.norm.placement": "sandwich"}, "norm"),
@@ -123,7 +129,8 @@ def test_any_order_of_drawing_gives_the_same_weights():
     config = tiny()
     weights, scheme = initial(config), SCHEMES.build(config.model.init.scheme, config.model)
     for name, (shape, role) in reversed(declared(config).items()):
-        np.testing.assert_array_equal(weights[name], scheme(role, shape, path_bits(0, name)), err_msg=name)
+        drawn = scheme(role, shape, path_bits(0, name), name)
+        np.testing.assert_array_equal(weights[name], drawn, err_msg=name)
 
 
 # --- Seeds -------------------------------------------------------------------------------------------------------
@@ -209,11 +216,81 @@ def test_gpt2_scheme_by_role():
     config = tiny({"model.d_model": 64, "model.num_layers": 3, "model.init.std": 0.02})
     scheme = SCHEMES.build("gpt2", config.model)
     std = {role: float(scheme(role, (64, 256), path_bits(0, role)).std()) for role in sorted(ROLES)}
-    wanted = dict.fromkeys(("matrix", "embedding", "position"), 0.02)
+    wanted = dict.fromkeys(("matrix", "embedding", "position", "position_bias"), 0.02)
     wanted |= {"output": 0.02 / math.sqrt(6), "gain": 0.0, "bias": 0.0, "residual_gain": 0.0}
     assert std == pytest.approx(wanted, rel=0.02)
     assert np.all(scheme("gain", (5,), path_bits(0, "x")) == 1)
     assert np.all(scheme("bias", (5,), path_bits(0, "x")) == 0)
+
+
+DEPTH, D, F, H = 3, 64, 256, 4
+SHAPES = {
+    "matrix": (D, F),
+    "output": (F, D),
+    "embedding": (1000, D),
+    "position": (200, D),
+    "position_bias": (512, H),
+    "gain": (D,),
+    "bias": (D,),
+    "residual_gain": (),
+}
+DRAWN = {
+    "gpt2": {"output": 0.02 / math.sqrt(2 * DEPTH)},
+    "plain": {},
+    "zero": {"output": 0.0},
+    "lecun": {"matrix": D**-0.5, "output": F**-0.5}
+    | dict.fromkeys(("embedding", "position", "position_bias"), D**-0.5),
+    "xavier": dict.fromkeys(("matrix", "output"), math.sqrt(2 / (D + F)))
+    | dict.fromkeys(("embedding", "position", "position_bias"), D**-0.5),
+}
+DRAWN["lecun_depth"] = DRAWN["lecun"] | {"output": F**-0.5 / math.sqrt(2 * DEPTH)}
+
+
+def stds(scheme: str, draw=None) -> dict[str, float]:
+    model = resolve({"model": {"d_model": D, "num_layers": DEPTH, "init": {"scheme": scheme}}}).model
+    draw = draw or SCHEMES.build(scheme, model)
+    return {role: float(draw(role, SHAPES[role], path_bits(0, role), role).std()) for role in sorted(ROLES)}
+
+
+def check_scheme(made: dict[str, float], scheme: str) -> None:
+    silent = {"gain": 0.0, "bias": 0.0, "residual_gain": 0.0}
+    wanted = dict.fromkeys(("matrix", "output", "embedding", "position", "position_bias"), 0.02)
+    assert made == pytest.approx(wanted | DRAWN[scheme] | silent, rel=0.05)
+
+
+@pytest.mark.parametrize("scheme", DRAWN)
+def test_every_scheme_by_role(scheme):
+    check_scheme(stds(scheme), scheme)
+    for other in DRAWN.keys() - {scheme}:
+        with pytest.raises(AssertionError):
+            check_scheme(stds(scheme), other)
+
+
+def test_every_normal_scheme_draws_the_same_numbers_up_to_scale():
+    """Arms that differ in the scheme stay paired: one normal draw per parameter, scaled."""
+    made = {scheme: initial(tiny({"model.init.scheme": scheme, "model.init.std": 0.02})) for scheme in DRAWN}
+    for scheme, weights in made.items():
+        for name, x in weights.items():
+            reference = made["plain"][name]
+            if scheme == "zero" and name.endswith(("output.kernel", "down.kernel")):
+                assert not x.any(), name
+            else:
+                i = np.abs(reference).argmax()
+                np.testing.assert_allclose(x, reference * (x.flat[i] / reference.flat[i]), rtol=1e-5, err_msg=name)
+
+
+def test_a_scheme_is_told_the_name_of_each_parameter(monkeypatch):
+    names = []
+
+    class ByName(initialization.PlainScheme):
+        def std(self, role, shape, name):
+            names.append(name)
+            return 1.0
+
+    monkeypatch.setitem(SCHEMES._entries, "plain", dataclasses.replace(SCHEMES["plain"], build=ByName))
+    config = tiny({"model.init.scheme": "plain"})
+    initial(config)
+    assert sorted(names) == sorted(n for n, (_, role) in declared(config).items() if role != "gain")
 
 
 def test_parameters_are_kept_in_the_chosen_dtype():

@@ -25,6 +25,7 @@ DECAYS = {
     "gain": False,
     "bias": False,
     "residual_gain": False,
+    "position_bias": False,
 }
 EVERY_ROLE = {
     "model.num_layers": 1,
@@ -56,7 +57,8 @@ def hyper(rate: float = RATE, decay: float = DECAY) -> Hyperparameters:
 def test_every_role_has_an_answer():
     assert set(DECAYS) == ROLES
     assert decay_mask({role: role for role in ROLES}) == DECAYS
-    assert {role for _, role in declared(tiny(EVERY_ROLE)).values()} == ROLES
+    found = {role for _, role in declared(tiny(EVERY_ROLE)).values()}
+    assert found | {role for _, role in declared(tiny({"model.position.kind": "t5"})).values()} == ROLES
 
 
 def test_roles_of_every_parameter():

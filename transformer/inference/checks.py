@@ -77,7 +77,7 @@ def check_position(subject: Subject) -> dict[str, Any]:
 def check_generate(subject: Subject) -> dict[str, Any]:
     """A greedy and a sampled continuation, and decoding speed."""
     run, decode = subject.run, subject.run.config.decode
-    known = run.model.position.max_length
+    known = run.model.position.cache_length or run.model.position.max_length
     if decode.prompt:
         prompt = run.vocabulary.encode(decode.prompt)[None]
     else:  # from the split, and short enough to leave room for an answer

@@ -56,6 +56,7 @@ class Attention(nnx.Module):
 
     def __call__(self, x_BTD: jax.Array, context: Context) -> jax.Array:
         q_BHTK, k_BGSK, v_BGSU = self._queries_keys_values(x_BTD, context)
+        v_BGSU = context.position.rotate_value(v_BGSU, context.positions_BT)
         key_positions_BS = context.positions_BT
         if context.cache is not None:
             k_BGSK, v_BGSU = context.cache.append(context.layer, k_BGSK, v_BGSU)
@@ -77,7 +78,8 @@ class Attention(nnx.Module):
             dropout_rate=self.dropout_rate,
             context=context,
         )
-        o_BHTU = context.tap("attention.heads", BACKENDS.build(self.backend, call))
+        o_BHTU = context.position.unrotate_output(BACKENDS.build(self.backend, call), context.positions_BT)
+        o_BHTU = context.tap("attention.heads", o_BHTU)
         B, H, T, U = o_BHTU.shape
         o_BTE = o_BHTU.transpose(0, 2, 1, 3).reshape(B, T, H * U)
         if self.gate is not None:

@@ -54,7 +54,7 @@ class Decoder(nnx.Module):
         self.causal = MASKS.build(model.attention.mask, self.is_causal)
         self.embedding = TokenEmbedding(vocab_size, model.d_model)
         self.embedding_norm = make_norm(model, model.norm.embedding)
-        self.position = POSITIONS.build(model.position.kind, config)
+        self.position = POSITIONS.build(model.position.kind, config, self.causal)
         self.blocks = nnx.List([Block(model) for _ in range(model.num_layers)])
         self.final_norm = make_norm(model, has_final_norm(model))
         self.unembedding = None if model.embedding.tie else Linear(model.d_model, vocab_size)
@@ -114,10 +114,17 @@ class Decoder(nnx.Module):
         """A cache for `capacity` tokens per row.
 
         Raises:
-          UserError: the model attends to the future, so a cache cannot be exact.
+          UserError: a cache cannot be exact, because the model attends to the future, or because its position
+            scheme treats earlier tokens otherwise once the text has grown longer.
         """
         if not self.causal:
             raise UserError("model.attention.mask=none lets tokens see the future: decoding with a cache is not exact.")
+        known = self.position.cache_length
+        if known is not None and capacity > known:
+            raise UserError(
+                f"Decoding {capacity} tokens with a cache is not exact: the position scheme changes what was computed "
+                f"for earlier tokens once a text is longer than {known}. Decode fewer, or choose another scheme."
+            )
         attention: Any = self.blocks[0].attention.branch
         return empty_cache(
             self.num_layers,

@@ -23,14 +23,16 @@ SCHEMES = Registry("model.init.scheme")
 
 # Roles: what a parameter is for. A scheme draws by role, weight decay applies by role.
 DECAYED_ROLES = frozenset({"matrix", "output", "embedding", "position"})
-ROLES = DECAYED_ROLES | {"gain", "bias", "residual_gain"}
+ROLES = DECAYED_ROLES | {"gain", "bias", "residual_gain", "position_bias"}
 
 
 def parameter(shape: tuple[int, ...], role: str, dtype: Any = jnp.float32, *, init_scale: float = 1.0) -> nnx.Param:
     """Declares a parameter: shape, dtype and role, no numbers yet (`initialize` draws them).
 
     Roles: `matrix` (kernels), `output` (kernels that write into the residual stream), `embedding`, `position`,
-    `gain`, `bias`, `residual_gain`. What the scheme draws is multiplied by `init_scale`.
+    `gain`, `bias`, `residual_gain`, `position_bias` (added to attention scores: like any bias it does not decay,
+    because decay would pull all distances towards the same score). What the scheme draws is multiplied by
+    `init_scale`.
     """
     if role not in ROLES:
         raise ValueError(f"unknown parameter role {role!r}")
@@ -38,9 +40,10 @@ def parameter(shape: tuple[int, ...], role: str, dtype: Any = jnp.float32, *, in
 
 
 class Scheme(Protocol):
-    """Draws one parameter."""
+    """Draws one parameter from its own bits. Rules may go by role, by shape, by name (`path_name`) and by what the
+    scheme was built from, the `Model` section: depth and widths."""
 
-    def __call__(self, role: str, shape: tuple[int, ...], bits: np.random.Philox) -> np.ndarray: ...
+    def __call__(self, role: str, shape: tuple[int, ...], bits: np.random.Philox, name: str = "") -> np.ndarray: ...
 
 
 def standard_normal(bits: np.random.Philox, shape: tuple[int, ...]) -> np.ndarray:
@@ -53,20 +56,78 @@ def standard_normal(bits: np.random.Philox, shape: tuple[int, ...]) -> np.ndarra
     return pairs[:size].reshape(shape).astype(np.float32)
 
 
-@SCHEMES.register("gpt2", paper="Radford et al. 2019, section 2.3")
-class GPT2Scheme:
-    """Normal with one standard deviation; kernels that write into the stream divided by sqrt(2 * num_layers)."""
+@SCHEMES.register("plain", paper="Devlin et al. 2019 (BERT), in its published code")
+class PlainScheme:
+    """Normal with the same standard deviation everywhere. Base of all schemes, which give another one by role."""
 
     def __init__(self, model: Model):
-        self.std = model.init.std
-        self.output_std = model.init.std / math.sqrt(2 * max(1, model.num_layers))
+        self.model = model
 
-    def __call__(self, role: str, shape: tuple[int, ...], bits: np.random.Philox) -> np.ndarray:
+    def std(self, role: str, shape: tuple[int, ...], name: str) -> float:
+        """The standard deviation of a parameter that is drawn."""
+        del role, shape, name
+        return self.model.init.std
+
+    def __call__(self, role: str, shape: tuple[int, ...], bits: np.random.Philox, name: str = "") -> np.ndarray:
         if role == "gain":
             return np.ones(shape, np.float32)
         if role in ("bias", "residual_gain"):
             return np.zeros(shape, np.float32)
-        return standard_normal(bits, shape) * np.float32(self.output_std if role == "output" else self.std)
+        std = self.std(role, shape, name)
+        return standard_normal(bits, shape) * np.float32(std) if std else np.zeros(shape, np.float32)
+
+
+@SCHEMES.register("gpt2", paper="Radford et al. 2019, section 2.3")
+class GPT2Scheme(PlainScheme):
+    """As plain, but kernels that write into the residual stream are divided by sqrt(2 * num_layers)."""
+
+    def std(self, role: str, shape: tuple[int, ...], name: str) -> float:
+        std = self.model.init.std
+        return std / math.sqrt(2 * max(1, self.model.num_layers)) if role == "output" else std
+
+
+@SCHEMES.register("zero", paper="Zhang et al. 2019 (Fixup); Goyal et al. 2017", traits=("silent_branches",))
+class ZeroScheme(PlainScheme):
+    """As plain, but kernels that write into the residual stream are zero: every block starts as the identity."""
+
+    def std(self, role: str, shape: tuple[int, ...], name: str) -> float:
+        return 0.0 if role == "output" else self.model.init.std
+
+
+def _std_unused(config: Config) -> str | None:
+    std, default = config.model.init.std, type(config.model.init)().std
+    return (
+        None if std == default else f"follows from the shapes alone, so model.init.std={std} has no effect; remove it."
+    )
+
+
+@SCHEMES.register("lecun", paper="LeCun et al. 1998 (Efficient BackProp)", check=_std_unused)
+class LeCunScheme(PlainScheme):
+    """Normal with variance 1 / fan-in for kernels and 1 / d_model for tables.
+
+    With model.embedding.scale=0 (sqrt(d_model)) the embeddings then have unit variance.
+    """
+
+    def std(self, role: str, shape: tuple[int, ...], name: str) -> float:
+        return 1.0 / math.sqrt(shape[0] if role in ("matrix", "output") else self.model.d_model)
+
+
+@SCHEMES.register("lecun_depth", paper="LeCun et al. 1998; Radford et al. 2019, section 2.3", check=_std_unused)
+class LeCunDepthScheme(LeCunScheme):
+    """As lecun, but kernels that write into the residual stream are divided by sqrt(2 * num_layers)."""
+
+    def std(self, role: str, shape: tuple[int, ...], name: str) -> float:
+        std = super().std(role, shape, name)
+        return std / math.sqrt(2 * max(1, self.model.num_layers)) if role == "output" else std
+
+
+@SCHEMES.register("xavier", paper="Glorot & Bengio 2010", check=_std_unused)
+class XavierScheme(LeCunScheme):
+    """As lecun, but with variance 2 / (fan-in + fan-out) for kernels."""
+
+    def std(self, role: str, shape: tuple[int, ...], name: str) -> float:
+        is_kernel = role in ("matrix", "output")
+        return math.sqrt(2.0 / sum(shape)) if is_kernel else super().std(role, shape, name)
 
 
 def path_name(path: tuple[Any, ...]) -> str:
@@ -100,7 +161,7 @@ def initialize(params: nnx.State, config: Config, seed: int) -> dict[str, Any]:
     dtype = jnp.dtype(config.numerics.param_dtype)
 
     def draw(path: tuple[Any, ...], variable: nnx.Variable) -> nnx.Variable:
-        drawn = scheme(variable.role, variable.get_value().shape, path_bits(seed, path_name(path)))
+        drawn = scheme(variable.role, variable.get_value().shape, path_bits(seed, path_name(path)), path_name(path))
         if variable.init_scale != 1.0:
             drawn = drawn * np.float32(variable.init_scale)
         return variable.replace(jnp.asarray(drawn, dtype))
