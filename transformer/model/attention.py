@@ -61,7 +61,7 @@ class Attention(nnx.Module):
         if context.cache is not None:
             k_BGSK, v_BGSU = context.cache.append(context.layer, k_BGSK, v_BGSU)
             key_positions_BS = jnp.arange(v_BGSU.shape[2])[None]
-        if q_BHTK is not None:
+        if q_BHTK is not None and k_BGSK is not None:
             q_BHTK, k_BGSK = context.tap("attention.query", q_BHTK), context.tap("attention.key", k_BGSK)
             q_BHTK = self.scale(q_BHTK) if isinstance(self.scale, nnx.Module) else q_BHTK * self.scale
         v_BGSU = context.tap("attention.value", v_BGSU)
@@ -91,12 +91,13 @@ class Attention(nnx.Module):
     ) -> tuple[jax.Array | None, jax.Array | None, jax.Array]:
         """Heads of queries [B, H, T, K], keys [B, G, T, K], values [B, G, T, U]; what owns no projection takes
         what it is tied to. Norms and positions act on queries and keys only, so tied values are free of both."""
-        q_BTE = None if self.query is None else self.query(x_BTD)
+        if self.query is None:
+            v_BTE = x_BTD if self.value is None else self.value(x_BTD)
+            return None, None, split_heads(v_BTE, self.num_kv_heads)
+        q_BTE = self.query(x_BTD)
         k_BTE = q_BTE if self.key is None else self.key(x_BTD)
         v_BTE = self.value(x_BTD) if self.value is not None else k_BTE if self.tie.values else x_BTD
         v_BGTU = split_heads(v_BTE, self.num_kv_heads)
-        if q_BTE is None:
-            return None, None, v_BGTU
         q_BHTK, k_BGTK = split_heads(q_BTE, self.num_heads), split_heads(k_BTE, self.num_kv_heads)
         if self.query_norm is not None:
             q_BHTK, k_BGTK = self.query_norm(q_BHTK), self.key_norm(k_BGTK)

@@ -64,7 +64,7 @@ def reference_attention(call: AttentionCall) -> jax.Array:
 def scores(call: AttentionCall, allowed_B1TS: jax.Array | None) -> jax.Array:
     """Capped, biased and masked query-key products [B, H, T, S], in float32 at least."""
     context = call.context
-    if not call.weights.uses_scores:
+    if call.query_BHTK is None or call.key_BGSK is None:
         B, _, S, _ = call.value_BGSU.shape
         return jnp.zeros((B, call.num_heads, call.query_positions_BT.shape[1], S), jnp.float32)
     key_BHSK = for_every_head(call.key_BGSK, call.num_heads)

@@ -36,7 +36,7 @@ class CacheWriter:
     def __init__(self, cache: Cache):
         self.before, self.keys, self.values = cache, list(cache.keys), list(cache.values)
 
-    def append(self, layer: int, k_BGTK: jax.Array | None, v_BGTU: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def append(self, layer: int, k_BGTK: jax.Array | None, v_BGTU: jax.Array) -> tuple[jax.Array | None, jax.Array]:
         """Stores new keys (if there are any) and values; returns all, up to the capacity. Unused slots stay masked,
         because their positions lie after every query."""
         at = (0, 0, self.before.length, 0)
@@ -45,7 +45,7 @@ class CacheWriter:
             self.keys[layer] = jax.lax.dynamic_update_slice(self.keys[layer], k_BGTK, at)
         v_BGTU = v_BGTU.astype(self.values[layer].dtype)
         self.values[layer] = jax.lax.dynamic_update_slice(self.values[layer], v_BGTU, at)
-        return self.keys[layer], self.values[layer]
+        return None if k_BGTK is None else self.keys[layer], self.values[layer]
 
     def finish(self, num_tokens: int) -> Cache:
         """The cache after this pass."""
