@@ -45,10 +45,12 @@ class Registry(Mapping[str, Entry]):
 
     Args:
       field: the dotted path of the field, for error messages.
+      other: makes the entry of a value that is no name, such as a number; returns None for what means nothing.
+      other_help: what those values are, in words, for error messages.
     """
 
-    def __init__(self, field: str):
-        self.field = field
+    def __init__(self, field: str, other: Callable[[Any], Entry | None] | None = None, other_help: str = ""):
+        self.field, self._other, self._other_help = field, other, other_help
         self._entries: dict[str, Entry] = {}
 
     def register(
@@ -72,7 +74,9 @@ class Registry(Mapping[str, Entry]):
 
     def __getitem__(self, name: str) -> Entry:
         if name not in self._entries:
-            allowed = ", ".join(self._entries)
+            if self._other is not None and (entry := self._other(name)) is not None:
+                return entry
+            allowed = ", ".join(filter(None, (self._other_help, *self._entries)))
             raise ConfigError(f"{self.field}={name!r} is not one of: {allowed}.{did_you_mean(name, self._entries)}")
         return self._entries[name]
 

@@ -33,7 +33,7 @@ class Attention(nnx.Module):
         width, bias = self.num_heads * self.head_dim, model.attention.bias
         self.query = Linear(model.d_model, width, bias=bias)
         self.key = Linear(model.d_model, width, bias=bias)
-        self.value = Linear(model.d_model, width, bias=bias)
+        self.value = Linear(model.d_model, width, bias=bias, role="value")
         self.output = Linear(width, model.d_model, bias=bias, role="output")
 
     def __call__(self, x_BTD: jax.Array, context: Context) -> jax.Array:

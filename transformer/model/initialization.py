@@ -7,6 +7,7 @@ transform, so nothing is compiled and a seed means the same weights on CPU, GPU 
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import math
 from typing import Any, Protocol
@@ -16,25 +17,32 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from transformer.model.layer_pattern import num_sublayers
 from transformer.registry import Registry
-from transformer.schema import Config, Model
+from transformer.schema import Config, Model, field
 
 SCHEMES = Registry("model.init.scheme")
 
 # Roles: what a parameter is for. A scheme draws by role, weight decay applies by role.
-DECAYED_ROLES = frozenset({"matrix", "output", "embedding", "position"})
+BRANCH_ROLES = frozenset({"matrix", "value", "hidden"})
+KERNEL_ROLES = BRANCH_ROLES | {"output"}
+DECAYED_ROLES = KERNEL_ROLES | {"embedding", "unembedding", "position"}
 ROLES = DECAYED_ROLES | {"gain", "bias", "residual_gain"}
 
 
-def parameter(shape: tuple[int, ...], role: str, dtype: Any = jnp.float32) -> nnx.Param:
+def parameter(shape: tuple[int, ...], role: str, dtype: Any = jnp.float32, *, fill: float | None = None) -> nnx.Param:
     """Declares a parameter: shape, dtype and role, no numbers yet (`initialize` draws them).
 
-    Roles: `matrix` (kernels), `output` (kernels that write into the residual stream), `embedding`, `position`,
-    `gain`, `bias`, `residual_gain`.
+    Roles: `output` (kernels that write into the residual stream), `value` (kernels of attention's values), `hidden`
+    (kernels into the hidden units of a feed-forward network), `matrix` (other kernels of a branch), `embedding`,
+    `unembedding`, `position`, `gain`, `bias`, `residual_gain`.
+
+    Args:
+      fill: what every element starts as, whatever the scheme.
     """
     if role not in ROLES:
         raise ValueError(f"unknown parameter role {role!r}")
-    return nnx.Param(jax.ShapeDtypeStruct(shape, dtype), role=role)
+    return nnx.Param(jax.ShapeDtypeStruct(shape, dtype), role=role, fill=fill)
 
 
 class Scheme(Protocol):
@@ -53,20 +61,77 @@ def standard_normal(bits: np.random.Philox, shape: tuple[int, ...]) -> np.ndarra
     return pairs[:size].reshape(shape).astype(np.float32)
 
 
-@SCHEMES.register("gpt2", paper="Radford et al. 2019, section 2.3")
+@dataclasses.dataclass(frozen=True)
+class DepthScaled:
+    depth_scaled: bool = field(True, "divide kernels that write into the stream by sqrt(2 * num_layers)")
+
+
+@SCHEMES.register("gpt2", parameters=DepthScaled, paper="Radford et al. 2019, section 2.3")
 class GPT2Scheme:
     """Normal with one standard deviation; kernels that write into the stream divided by sqrt(2 * num_layers)."""
 
     def __init__(self, model: Model):
-        self.std = model.init.std
-        self.output_std = model.init.std / math.sqrt(2 * max(1, model.num_layers))
+        self.base_std, self.num_layers = model.init.std, max(1, model.num_layers)
+        self.num_branches = max(1, num_sublayers(model))
+        self.output_divisor = math.sqrt(2 * self.num_layers) if model.init.depth_scaled else 1.0
 
     def __call__(self, role: str, shape: tuple[int, ...], bits: np.random.Philox) -> np.ndarray:
         if role == "gain":
             return np.ones(shape, np.float32)
         if role in ("bias", "residual_gain"):
             return np.zeros(shape, np.float32)
-        return standard_normal(bits, shape) * np.float32(self.output_std if role == "output" else self.std)
+        return standard_normal(bits, shape) * np.float32(self.std(role, shape))
+
+    def std(self, role: str, shape: tuple[int, ...]) -> float:
+        """Standard deviation of a parameter that is drawn."""
+        return self.base_std / self.output_divisor if role == "output" else self.base_std
+
+
+@SCHEMES.register("lecun", parameters=DepthScaled, paper="LeCun et al. 1998, section 4.6")
+class LeCunScheme(GPT2Scheme):
+    """Kernels keep the variance of their input: 1 / sqrt(fan_in); tables as `init.std` says."""
+
+    def std(self, role: str, shape: tuple[int, ...]) -> float:
+        if role not in KERNEL_ROLES:
+            return self.base_std
+        return shape[0] ** -0.5 / (self.output_divisor if role == "output" else 1.0)
+
+
+@SCHEMES.register("zero_output", paper="Zhang et al. 2019 (Fixup), rule 1", traits=("identity_at_init",))
+class ZeroOutputScheme(GPT2Scheme):
+    """As gpt2, but kernels that write into the stream start at zero: every branch is silent at first."""
+
+    def std(self, role: str, shape: tuple[int, ...]) -> float:
+        return 0.0 if role == "output" else self.base_std
+
+
+@SCHEMES.register("fixup", paper="Zhang et al. 2019 (Fixup)", traits=("identity_at_init",))
+class FixupScheme(LeCunScheme):
+    """The last kernel of a branch starts at zero, those before it 1 / sqrt(branches) smaller than LeCun's.
+
+    The paper's scalar biases and multipliers are settings of their own (biases, branch_gain), and its zero
+    classifier does not go with tied embeddings; neither is done here.
+    """
+
+    def std(self, role: str, shape: tuple[int, ...]) -> float:
+        if role == "output":
+            return 0.0
+        shrink = self.num_branches**-0.5 if role in BRANCH_ROLES else 1.0  # L^(-1 / (2m - 2)), m = 2
+        return shrink * super().std(role, shape)
+
+
+@SCHEMES.register("deepnorm", paper="Wang et al. 2022 (DeepNet)")
+class DeepNormScheme(GPT2Scheme):
+    """Glorot normal, with gain beta = (8 * num_layers)^(-1/4) on values, hidden and output kernels.
+
+    Goes with model.norm.placement=post and skip_gain=deepnorm, its alpha.
+    """
+
+    def std(self, role: str, shape: tuple[int, ...]) -> float:
+        if role not in BRANCH_ROLES | {"output"}:
+            return self.base_std
+        beta = 1.0 if role == "matrix" else (8 * self.num_layers) ** -0.25
+        return beta * math.sqrt(2.0 / sum(shape))
 
 
 def path_name(path: tuple[Any, ...]) -> str:
@@ -100,7 +165,11 @@ def initialize(params: nnx.State, config: Config, seed: int) -> dict[str, Any]:
     dtype = jnp.dtype(config.numerics.param_dtype)
 
     def draw(path: tuple[Any, ...], variable: nnx.Variable) -> nnx.Variable:
-        drawn = scheme(variable.role, variable.get_value().shape, path_bits(seed, path_name(path)))
+        shape = variable.get_value().shape
+        if variable.fill is None:
+            drawn = scheme(variable.role, shape, path_bits(seed, path_name(path)))
+        else:
+            drawn = np.full(shape, variable.fill, np.float32)
         return variable.replace(jnp.asarray(drawn, dtype))
 
     return nnx.to_pure_dict(jax.tree_util.tree_map_with_path(draw, params, is_leaf=_is_variable))
