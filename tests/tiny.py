@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -11,7 +12,7 @@ from flax import nnx
 from transformer.config import FieldInfo, resolve, schema
 from transformer.model import build, declare
 from transformer.model.initialization import path_name
-from transformer.schema import Config
+from transformer.schema import Config, registry_of
 
 VOCAB, LENGTH, BATCH = 11, 8, 4
 OVERRIDES: dict[str, Any] = {
@@ -62,6 +63,28 @@ def one_switch(*prefixes: str) -> list[dict[str, Any]]:
         for kind in info.kinds
         if kind != info.default
     ]
+
+
+def traits(overrides: dict[str, Any]) -> frozenset[str]:
+    """What the entries named in some overrides say about themselves."""
+    found: frozenset[str] = frozenset()
+    for path, value in overrides.items():
+        *parents, name = path.split(".")
+        node: Any = Config()
+        for parent in parents:
+            node = getattr(node, parent)
+        if name in {f.name for f in dataclasses.fields(node)} and (registry := registry_of(type(node), name)):
+            found |= registry[value].traits
+    return found
+
+
+def nudged(model: nnx.Module) -> nnx.Module:
+    """The model with numbers where its parameters are zero, so that no part is silent."""
+    structure, params, rest = nnx.split(model, nnx.Param, ...)
+    flat = jax.tree.map(
+        lambda x: x if np.any(x) else 0.3 + 0.2 * np.sin(1 + np.arange(x.size)).reshape(x.shape), params
+    )
+    return nnx.merge(structure, flat, rest)
 
 
 def label(overrides: dict[str, Any]) -> str:
