@@ -73,12 +73,16 @@ class Registry(Mapping[str, Entry]):
         return add
 
     def __getitem__(self, name: str) -> Entry:
-        if name not in self._entries:
-            if self._other is not None and (entry := self._other(name)) is not None:
-                return entry
-            allowed = ", ".join(filter(None, (self._other_help, *self._entries)))
-            raise ConfigError(f"{self.field}={name!r} is not one of: {allowed}.{did_you_mean(name, self._entries)}")
-        return self._entries[name]
+        return self.find(name, self.field)
+
+    def find(self, name: str, field: str) -> Entry:
+        """The entry of a value, blaming `field` where there is none: one registry may serve several fields."""
+        if name in self._entries:
+            return self._entries[name]
+        if self._other is not None and (entry := self._other(name)) is not None:
+            return entry
+        allowed = ", ".join(self._entries) + (f", or {self._other_help}" if self._other_help else "")
+        raise ConfigError(f"{field}={name!r} is not one of: {allowed}.{did_you_mean(name, self._entries)}")
 
     def __contains__(self, name: object) -> bool:
         return name in self._entries

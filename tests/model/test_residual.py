@@ -70,10 +70,10 @@ def test_an_unknown_gain_lists_the_known_ones():
     with pytest.raises(ConfigError) as caught:
         tiny({"model.residual.ffn.branch_gain": "learnd_zero"})
     assert str(caught.value) == (
-        "model.residual.*.branch_gain='learnd_zero' is not one of: a number, learned_zero, layerscale, "
-        'inv_sqrt_depth. Did you mean "learned_zero"?'
+        "model.residual.ffn.branch_gain='learnd_zero' is not one of: learned_zero, layerscale, inv_sqrt_depth, "
+        'or a number. Did you mean "learned_zero"?'
     )
-    with pytest.raises(ConfigError, match=r"skip_gain='rezero' is not one of: a number, deepnorm\."):
+    with pytest.raises(ConfigError, match=r"ffn\.skip_gain='rezero' is not one of: deepnorm, or a number\."):
         tiny({"model.residual.ffn.skip_gain": "rezero"})
     assert set(BRANCH_GAINS) == {"learned_zero", "layerscale", "inv_sqrt_depth"}
 

@@ -40,7 +40,7 @@ FINAL.register("never")(lambda places: False)
 class LayerNormParameters:
     detach: bool = field(False, "no gradient flows through mean and variance (Xu et al. 2019, DetachNorm)")
     shift_noise: float = field(
-        0.0, "size of a random shift and scale of every channel, drawn anew each training step (Santurkar et al. 2018)"
+        0.0, "random shift and scale of channels, drawn anew each training step (Santurkar et al. 2018)"
     )
 
 
