@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from ablations.catalog import CONFIGS
 from transformer.errors import UserError
 
 RUNS = Path("runs") / "arms"
@@ -16,7 +17,9 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m ablations", description="Ask a question, get a verdict.")
     commands = parser.add_subparsers(dest="command", required=True)
 
-    listing = commands.add_parser("list", help="ablations, or claims of one kind")
+    configs = argparse.ArgumentParser(add_help=False)
+    configs.add_argument("--configs", type=Path, default=CONFIGS, help="folder of ablation_NAME.py files")
+    listing = commands.add_parser("list", help="ablations, or claims of one kind", parents=[configs])
     listing.add_argument("--kind", choices=["exact", "training", "inference", "accounting", "performance"])
     for name, text in (
         ("plan", "what a run would train: arms, parameters, FLOPs, time, detectable effect"),
@@ -26,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
         ("push", "rebuild W&B runs, the verdict table and the page from the store"),
         ("try", "an ad-hoc arm against the baseline: try model.norm.kind=rmsnorm"),
     ):
-        sub = commands.add_parser(name, help=text)
+        sub = commands.add_parser(name, help=text, parents=[configs])
         if name == "try":
             sub.add_argument("overrides", nargs="+", metavar="FIELD=VALUE")
         else:
@@ -38,7 +41,9 @@ def main(argv: list[str] | None = None) -> int:
             sub.add_argument("--retry-failed", action="store_true", help="train failed members again")
         if name in ("run", "report", "try"):
             sub.add_argument("--out", type=Path, default=Path("runs") / "reports", help="where pages are written")
-    explain = commands.add_parser("explain", help="one claim: what is said, what was done, the verdict")
+    explain = commands.add_parser(
+        "explain", help="one claim: what is said, what was done, the verdict", parents=[configs]
+    )
     explain.add_argument("claim")
     explain.add_argument("--runs", type=Path, default=RUNS)
     differ = commands.add_parser("diff", help="what two runs differ in")
@@ -46,9 +51,11 @@ def main(argv: list[str] | None = None) -> int:
     differ.add_argument("second", type=Path)
     arguments = parser.parse_args(argv)
 
+    from ablations import catalog
     from ablations import commands as actions
 
     try:
+        catalog.look_in(getattr(arguments, "configs", CONFIGS))
         return getattr(actions, arguments.command + "_command")(arguments)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -12,11 +12,24 @@ from transformer.errors import ConfigError, UserError, did_you_mean
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 PREFIX = "ablation_"
 _added: dict[str, Ablation] = {}  # questions typed on the command line
+_folder = CONFIGS
 
 
-def names(folder: Path = CONFIGS) -> list[str]:
-    """All ablations, by file stem without the prefix."""
-    return sorted(path.stem.removeprefix(PREFIX) for path in folder.glob(f"{PREFIX}*.py"))
+def look_in(folder: Path) -> None:
+    """Chooses the folder of configs for this process.
+
+    Raises:
+      UserError: it does not exist.
+    """
+    global _folder
+    if not folder.is_dir():
+        raise UserError(f"--configs={folder} is not a folder.")
+    _folder = folder
+
+
+def names(folder: Path | None = None) -> list[str]:
+    """All ablations, by file stem without the prefix; by default in the folder that was chosen."""
+    return sorted(path.stem.removeprefix(PREFIX) for path in (folder or _folder).glob(f"{PREFIX}*.py"))
 
 
 def add(name: str, ablation: Ablation) -> None:
@@ -24,18 +37,19 @@ def add(name: str, ablation: Ablation) -> None:
     _added[name] = ablation
 
 
-def load(name: str, folder: Path = CONFIGS) -> Ablation:
-    """The ablation called `name`.
+def load(name: str, folder: Path | None = None) -> Ablation:
+    """The ablation called `name`; by default from the folder that was chosen.
 
     Raises:
-      UserError: no such ablation, or its file does not define one.
+      UserError: no such ablation, or its file cannot be run or does not define one.
     """
     if name in _added:
         return _added[name]
-    path = folder / f"{PREFIX}{name}.py"
+    path = (folder or _folder) / f"{PREFIX}{name}.py"
     if not path.is_file():
         known = names(folder)
-        raise UserError(f"There is no ablation {name!r}; there are: {', '.join(known)}.{did_you_mean(name, known)}")
+        listed = ", ".join(known) or "(none)"
+        raise UserError(f"There is no ablation {name!r}; there are: {listed}.{did_you_mean(name, known)}")
     module = load_module(path)
     if not isinstance(getattr(module, "ABLATION", None), Ablation):
         raise ConfigError(f"{path.name} does not define ABLATION = Ablation(...).")
@@ -43,10 +57,19 @@ def load(name: str, folder: Path = CONFIGS) -> Ablation:
 
 
 def load_module(path: Path) -> ModuleType:
-    """Runs a config file. This is the one place where config files become modules."""
+    """Runs a config file. This is the one place where config files become modules.
+
+    Raises:
+      ConfigError: it cannot be run.
+    """
     spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
     if spec is None or spec.loader is None:
         raise ConfigError(f"{path} is not a Python file.")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except UserError as error:
+        raise ConfigError(f"{path.name}: {error}") from error
+    except Exception as error:
+        raise ConfigError(f"{path.name} cannot be loaded: {type(error).__name__}: {error}") from error
     return module

@@ -7,6 +7,7 @@ compiles it once and trains all its members. Which members are still needed is a
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -14,8 +15,10 @@ from typing import Any
 
 from ablations.schema import Ablation, Profile
 from transformer.config import apply_overrides, config_hash, default_config, replace, resolve
+from transformer.errors import ConfigError
 from transformer.schema import Config
 
+LEARNING_RATE = "optimizer.learning_rate"
 TUNING_SEED, TWIN_SEED = 1000, 2000
 MAX_EXTENSIONS = 2  # steps an arm may extend its learning-rate grid on either side
 
@@ -46,7 +49,7 @@ class Member:
 
     def config(self, arm: Config) -> Config:
         """The arm's config with this member's learning rate and seed."""
-        overrides: dict[str, Any] = {"optimizer.learning_rate": self.learning_rate, "seed": self.seed}
+        overrides: dict[str, Any] = {LEARNING_RATE: self.learning_rate, "seed": self.seed}
         if self.twin:
             overrides |= {"init_seed": TWIN_SEED + self.seed, "data_seed": self.seed}
         return replace(arm, overrides)
@@ -65,7 +68,12 @@ class Score:
 
 @dataclasses.dataclass(frozen=True)
 class ArmCell:
-    """One arm under one condition at one profile of an ablation."""
+    """One arm under one condition at one profile of an ablation.
+
+    Attributes:
+      settings: the profile; an arm whose overrides name a learning rate has that one alone and is not tuned.
+      metric: what the learning rate is chosen by, on validation.
+    """
 
     ablation: str
     arm: str
@@ -73,6 +81,7 @@ class ArmCell:
     profile: str
     config: Config
     settings: Profile
+    metric: str = "loss"
     better: str = "lower"
     is_baseline: bool = False
 
@@ -81,10 +90,10 @@ class ArmCell:
         """Whether each test seed is trained a second time from other initial weights (the noise floor)."""
         return self.is_baseline and self.settings.verdicts
 
-    @property
+    @functools.cached_property
     def hash(self) -> str:
         """Identity of everything but learning rate and seed: equal arms of different ablations share their runs."""
-        return config_hash(replace(self.config, {"optimizer.learning_rate": 1e-3, "seed": 0}))
+        return config_hash(replace(self.config, {LEARNING_RATE: 1e-3, "seed": 0}))
 
     @property
     def label(self) -> str:
@@ -98,20 +107,21 @@ class ArmCell:
         return found[0] if found else runs / f"{self.ablation}-{self.arm}-{self.hash[:10]}"
 
     def grid(self, scores: Mapping[Member, Score]) -> list[float]:
-        """Learning rates tuned so far, extended by a factor while the best lies at an edge."""
+        """Learning rates to tune on: the profile's, extended by its own factor while the best lies at an edge.
+
+        What lies beyond an edge is either better still or makes the edge an inner point, so the grid grows on one side
+        only.
+        """
         grid = sorted(self.settings.learning_rates)
         if len(grid) < 2:
             return grid
         factor = grid[1] / grid[0]
-        low, high = grid[0], grid[-1]
         for _ in range(MAX_EXTENSIONS):
             best = self._best(grid, scores)
-            if best == grid[0] and low == grid[0]:
+            if best == grid[0]:
                 grid.insert(0, _rounded(grid[0] / factor))
-                low = grid[0]
-            elif best == grid[-1] and high == grid[-1]:
+            elif best == grid[-1]:
                 grid.append(_rounded(grid[-1] * factor))
-                high = grid[-1]
             else:
                 break
         return grid
@@ -148,11 +158,16 @@ class ArmCell:
         """Every member known to be needed, given what is finished: tuning first, then the test seeds."""
         needed = self.tuning_members(scores) if len(self.settings.learning_rates) > 1 else []
         best = self.best_learning_rate(scores)
-        if best is not None and all(member in scores for member in needed):
+        if best is not None:
             needed += [Member(best, seed) for seed in range(self.settings.test_seeds)]
             if self.has_twins:
                 needed += [Member(best, seed, twin=True) for seed in range(self.settings.test_seeds)]
         return needed
+
+    def planned(self, scores: Mapping[Member, Score]) -> int:
+        """How many members there will be, as far as is known: a grid may still be extended."""
+        tests = self.settings.test_seeds * (2 if self.has_twins else 1)
+        return len(self.members(scores)) + (tests if self.best_learning_rate(scores) is None else 0)
 
 
 def _rounded(rate: float) -> float:
@@ -163,26 +178,34 @@ def cells(name: str, ablation: Ablation, profile: str) -> list[ArmCell]:
     """All arms of an ablation at a profile, baseline first within each condition.
 
     Raises:
-      ConfigError: an unknown profile, or an arm whose overrides do not resolve.
+      ConfigError: an unknown profile, one that leaves out the baseline, or an arm whose overrides do not resolve.
     """
     ablation.overrides(profile=profile)  # raises for an unknown profile
     settings = ablation.profiles[profile]
-    found = []
-    for condition in settings.conditions or tuple(ablation.conditions):
-        for arm in settings.arms or tuple(ablation.arms):
-            overrides = ablation.overrides(arm, condition, profile)
-            config = resolve(apply_overrides(default_config(), overrides))
-            config = replace(config, {"wandb.mode": "disabled"})
-            found.append(
-                ArmCell(
-                    name,
-                    arm,
-                    condition,
-                    profile,
-                    config,
-                    settings,
-                    ablation.better,
-                    is_baseline=arm == ablation.baseline,
-                )
-            )
-    return found
+    arms = settings.arms or tuple(ablation.arms)
+    if ablation.baseline not in arms:
+        raise ConfigError(f"The profile {profile} of {name} leaves out the baseline {ablation.baseline!r}; add it.")
+    return [
+        _cell(name, ablation, profile, condition, arm)
+        for condition in settings.conditions or tuple(ablation.conditions)
+        for arm in sorted(arms, key=lambda arm: arm != ablation.baseline)
+    ]
+
+
+def _cell(name: str, ablation: Ablation, profile: str, condition: str, arm: str) -> ArmCell:
+    overrides = ablation.overrides(arm, condition, profile)
+    config = replace(resolve(apply_overrides(default_config(), overrides)), {"wandb.mode": "disabled"})
+    settings = ablation.profiles[profile]
+    if LEARNING_RATE in {**ablation.conditions[condition].overrides, **ablation.arms[arm].overrides}:
+        settings = dataclasses.replace(settings, learning_rates=(config.optimizer.learning_rate,))
+    return ArmCell(
+        name,
+        arm,
+        condition,
+        profile,
+        config,
+        settings,
+        metric=ablation.primary_metric,
+        better=ablation.better,
+        is_baseline=arm == ablation.baseline,
+    )

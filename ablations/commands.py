@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from ablations import catalog, claims, summary
+from ablations import catalog, checks, claims, jobs, plan, summary
 from ablations.cells import cells
-from ablations.runner import Job, Pool, default_workers
+from ablations.lint import lint, require_clean
+from ablations.profiles import check_limits
+from ablations.runner import Pool, default_workers
+from ablations.schema import Ablation
+from transformer.errors import UserError
 
 
 def list_command(arguments: argparse.Namespace) -> int:
@@ -32,7 +37,6 @@ def plan_command(arguments: argparse.Namespace) -> int:
     from rich.table import Table
     from rich.text import Text
 
-    from ablations import plan
     from transformer.analysis.estimate import duration
 
     console = Console()
@@ -47,8 +51,8 @@ def plan_command(arguments: argparse.Namespace) -> int:
         console.print(table)
         source = "measured between baseline twins" if made.measured else "assumed, no twins trained yet"
         console.print(
-            f"{made.test_seeds} test seeds detect differences from {made.detectable:.3g}, and can show equivalence within "
-            f"{made.equivalence:.3g} (80% power; spread of paired differences {made.sigma:.3g}, {source})."
+            f"{made.test_seeds} test seeds detect differences from {made.detectable:.3g}, and can show equivalence "
+            f"within {made.equivalence:.3g} (80% power; spread of paired differences {made.sigma:.3g}, {source})."
         )
         for warning in made.warnings:
             console.print(Text(str(warning)))
@@ -61,13 +65,15 @@ def run_command(arguments: argparse.Namespace) -> int:
     for name in arguments.names:
         ablation = catalog.load(name)
         check_limits(name, ablation, arguments.profile)
-        require_clean(lint(name, ablation, arguments.profile))
+        counts = plan.parameter_counts(cells(name, ablation, arguments.profile))
+        require_clean(lint(name, ablation, arguments.profile, counts))
         run_checks(name, ablation, arguments.runs)
-    jobs = _jobs(arguments.names, arguments.profile, arguments.runs)
     progress = Progress()
     pool = Pool(arguments.workers or default_workers(), progress.show, arguments.retry_failed)
-    code = pool.run(jobs)
-    progress.close()
+    try:
+        code = pool.run(jobs.collect(arguments.names, arguments.profile, arguments.runs))
+    finally:
+        progress.close()
     if code == 130:
         print("stopped and saved; the same command goes on from here", file=sys.stderr)
         return code
@@ -87,7 +93,10 @@ def run_checks(name: str, ablation: Ablation, runs: Path) -> None:
     print(f"{name}: checking {len(contrasts)} exact claims", file=sys.stderr)
     found = checks.run([c.check for c in contrasts], runs)
     for contrast in contrasts:
-        result = found[contrast.check]
+        result = found.get(contrast.check)
+        if result is None:
+            print(f"{contrast.claim}: {contrast.check} was skipped and decides nothing here", file=sys.stderr)
+            continue
         if result.sabotage_caught is False:
             raise UserError(
                 f"{contrast.claim}: the check {contrast.check} did not notice its sabotage; mend the test first."
@@ -100,25 +109,22 @@ def run_checks(name: str, ablation: Ablation, runs: Path) -> None:
 
 def report_command(arguments: argparse.Namespace) -> int:
     """Judges and writes pages; prints verdicts and where the pages lie."""
-    from ablations.report import write_report
+    from ablations.report import report_folder, write_index, write_report
 
-    for name in arguments.names or catalog.names():
-        if arguments.profile not in catalog.load(name).profiles:
-            continue
+    for name in _chosen(arguments):
         data = summary.summarize(summary.collect(name, arguments.profile, arguments.runs))
-        written = write_report(data, arguments.out / name / arguments.profile)
+        written = write_report(data, arguments.out / report_folder(data))
         print_verdicts(data)
-        page = next(path for path in written if path.suffix == ".html")
-        print(f"page: {page}")
+        print(f"page: {written[0]}")
+    reports = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(arguments.out.glob("*/report.json"))]
+    print(f"all claims: {write_index(reports, claims.load(), arguments.out)}")
     return 0
 
 
 def status_command(arguments: argparse.Namespace) -> int:
     """Members done, diverged, failed and missing."""
-    for name in arguments.names or catalog.names():
-        if arguments.profile not in catalog.load(name).profiles:
-            continue
-        progress = summary.summarize(summary.collect(name, arguments.profile, arguments.runs))["progress"]
+    for name in _chosen(arguments):
+        progress = summary.progress(summary.collect(name, arguments.profile, arguments.runs))
         tampered = progress.pop("tampered")
         print(f"{name:20} " + "  ".join(f"{key} {value}" for key, value in progress.items()))
         for record in tampered:
@@ -143,17 +149,20 @@ def explain_command(arguments: argparse.Namespace) -> int:
         ablation = catalog.load(name)
         if claim.id not in {contrast.claim for contrast in ablation.contrasts}:
             continue
-        for profile in ablation.profiles:
+        for profile in (p for p, settings in ablation.profiles.items() if settings.verdicts):
             data = summary.summarize(summary.collect(name, profile, arguments.runs))
             row = next(row for row in data["claims"] if row["claim"] == claim.id)
-            started = data["progress"]["done"] or any(data["decisions"][i]["check"] for i in row["decisions"])
-            if not started:
+            decisions, checked = [data["decisions"][i] for i in row["decisions"]], {c["name"] for c in data["checks"]}
+            trained = data["progress"]["done"] + data["progress"]["diverged"]
+            if not any(d["check"] in checked if d["check"] else trained for d in decisions):
                 continue
             answered = True
             console.print(Text(f"\n{profile}: {row['verdict']}", style="bold"))
-            for index in row["decisions"]:
-                console.print(Text(f"  {data['decisions'][index]['sentence']}"))
+            for decision in decisions:
+                console.print(Text(f"  {decision['sentence']}"))
             console.print(Text(f"  page: python -m ablations report {name} --profile={profile}"))
+            if all(decision["check"] for decision in decisions):
+                break  # a check knows no profile
         if not answered:
             console.print(Text(f"not measured yet: python -m ablations run {name}"))
             return 0
@@ -178,16 +187,15 @@ def diff_command(arguments: argparse.Namespace) -> int:
     from transformer.training.run_directory import read_config, read_status
 
     first, second = read_config(arguments.first), read_config(arguments.second)
-    for path, (a, b) in difference(first, second).items():
-        print(f"{path}: {a!r} -> {b!r}")
+    lines = [f"{path}: {a!r} -> {b!r}" for path, (a, b) in difference(first, second).items()]
     changes = confounds.compare(first, second)
     for kind in ("parameters_only_base", "parameters_only_arm", "shape_changed", "decay_changed", "init_changed"):
-        for entry in changes[kind]:
-            print(f"{kind.replace('_', ' ')}: {entry}")
+        lines += [f"{kind.replace('_', ' ')}: {entry}" for entry in changes[kind]]
     before, after = read_status(arguments.first), read_status(arguments.second)
     for key in sorted({*before, *after}):
         if key.endswith(("_loss", "state", "_bits_per_byte")) and before.get(key) != after.get(key):
-            print(f"{key}: {before.get(key)} -> {after.get(key)}")
+            lines.append(f"{key}: {before.get(key)} -> {after.get(key)}")
+    print("\n".join(lines or ["no difference"]))
     return 0
 
 
@@ -213,18 +221,18 @@ def print_verdicts(data: dict[str, Any]) -> None:
             console.print(Text(f"    {data['decisions'][index]['sentence']}"))
 
 
-def _jobs(names: list[str], profile: str, runs: Path) -> list[Job]:
-    """One job per different arm; an arm shared by several ablations is trained once."""
-    jobs: dict[str, Job] = {}
-    for name in names:
-        ablation = catalog.load(name)
-        for cell in cells(name, ablation, profile):
-            known = jobs.get(cell.hash)
-            contrasts = (*(known.contrasts if known else ()), *summary.registered(name, ablation))
-            probes = tuple(dict.fromkeys((*(known.probes if known else ()), *ablation.probes)))
-            owner = known.cell if known and (known.cell.is_baseline or not cell.is_baseline) else cell
-            jobs[cell.hash] = Job(owner, cell.directory(runs), tuple(dict.fromkeys(contrasts)), probes)
-    return list(jobs.values())
+def _chosen(arguments: argparse.Namespace) -> list[str]:
+    """The ablations named, or all that have the profile.
+
+    Raises:
+      UserError: none has it.
+    """
+    if arguments.names:
+        return arguments.names
+    found = [name for name in catalog.names() if arguments.profile in catalog.load(name).profiles]
+    if not found:
+        raise UserError(f"No ablation has the profile {arguments.profile!r}; `list` shows the profiles of each.")
+    return found
 
 
 class Progress:

@@ -7,10 +7,9 @@ from typing import Any
 
 import jax
 import numpy as np
-from flax import nnx
 
 from transformer.config import difference
-from transformer.model import declare, init_seed
+from transformer.model import declare, init_seed, split
 from transformer.model.initialization import initialize, path_name, roles
 from transformer.schema import Config
 from transformer.training.optimizer import decay_mask
@@ -27,7 +26,7 @@ class Parameter:
 
 def parameters(config: Config) -> dict[str, Parameter]:
     """Every parameter of a config by name, with the initial numbers of its seed."""
-    _, declared, _ = nnx.split(declare(config), nnx.Param, ...)
+    _, declared, _ = split(declare(config))
     initial = _by_name(initialize(declared, config, init_seed(config)))
     decays = _by_name(decay_mask(roles(declared)))
     return {name: Parameter(value.shape, decays[name], np.asarray(value)) for name, value in initial.items()}

@@ -6,7 +6,8 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Literal
 
-from ablations.cells import ArmCell, cells
+from ablations import probes
+from ablations.cells import LEARNING_RATE, ArmCell, cells
 from ablations.schema import Ablation
 from transformer.config import difference
 from transformer.errors import ConfigError
@@ -38,7 +39,8 @@ def lint(name: str, ablation: Ablation, profile: str, parameters: dict[str, int]
       parameters: label of an arm -> its number of parameters, where known.
     """
     arms = cells(name, ablation, profile)
-    return [warning for arm in arms for warning in _arm(arm, arms, ablation, parameters or {})]
+    found = [warning for arm in arms for warning in _arm(arm, arms, ablation, parameters or {})]
+    return [*_metrics(name, ablation), *_duplicates(arms), *found]
 
 
 def require_clean(warnings: list[Warning]) -> None:
@@ -46,6 +48,27 @@ def require_clean(warnings: list[Warning]) -> None:
     for warning in warnings:
         if warning.level == "error":
             raise ConfigError(f"{warning.arm}: {warning.message}")
+
+
+def _metrics(name: str, ablation: Ablation) -> Iterator[Warning]:
+    """A metric nothing measures would count as missing for ever."""
+    measured = probes.metrics(ablation.probes)
+    wanted = {ablation.primary_metric: "the primary metric"}
+    wanted |= {c.metric: f"the contrast {c.claim}" for c in ablation.contrasts if c.type not in ("exact", "formula")}
+    for metric, who in wanted.items():
+        if metric not in measured:
+            listed = ", ".join(measured)
+            yield Warning("error", name, f"{who} reads {metric!r}, which no probe here measures; there are: {listed}")
+
+
+def _duplicates(arms: list[ArmCell]) -> Iterator[Warning]:
+    """Two arms that are one and the same run would be found equivalent to the last bit."""
+    seen: dict[tuple[str, str, tuple[float, ...]], ArmCell] = {}
+    for arm in arms:
+        first = seen.setdefault((arm.condition, arm.hash, arm.settings.learning_rates), arm)
+        if first is not arm:
+            which = "the baseline" if first.is_baseline else first.label
+            yield Warning("error", arm.label, f"differs from {which} in no field: its overrides have no effect here")
 
 
 def _arm(arm: ArmCell, arms: list[ArmCell], ablation: Ablation, parameters: dict[str, int]) -> Iterator[Warning]:
@@ -59,16 +82,17 @@ def _arm(arm: ArmCell, arms: list[ArmCell], ablation: Ablation, parameters: dict
         if arm.config.data.source == "stdlib" and tokens > 7_000_000:
             yield Warning("note", label, "more than one epoch of stdlib: overfitting can flip the sign of an effect")
         return
-    if not changed:
-        yield Warning("error", label, "differs from the baseline in no field: its overrides have no effect here")
-        return
     own = set(ablation.arms[arm.arm].overrides)
+    if "seed" in own:
+        yield Warning("error", label, "overrides seed, which belongs to the members: set test_seeds of the profile")
     riding = [path for path in changed if path not in own]
     inert = [path for path in own if path not in changed]
     if riding:
         yield Warning("note", label, f"fields that come along with its overrides: {', '.join(riding)}")
-    if inert:
+    if inert and changed:
         yield Warning("note", label, f"overrides equal to the baseline's value: {', '.join(inert)}")
+    if LEARNING_RATE in own:
+        yield Warning("note", label, "its learning rate is fixed, not tuned: a difference may only be a mistuned one")
     for path in (path for path in changed if path in STABILITY_FIELDS):
         yield Warning("note", label, f"{path} differs: it can hide or cause instability on its own")
     for path in (path for path in changed if path in RECIPE_FIELDS):

@@ -11,7 +11,7 @@ from ablations.lint import Warning, lint
 from ablations.power import equivalence_margin_needed, minimum_detectable_effect
 from ablations.profiles import check_limits
 from transformer.analysis import accounting, estimate
-from transformer.model import declare
+from transformer.model import declare, split
 from transformer.schema import Config
 
 ASSUMED_SIGMA = 0.02  # nats; paired differences of structurally different arms at quick scale
@@ -95,10 +95,9 @@ def _row(arm: ArmCell, note: str, runs: Path, rate: float) -> Row:
     config = arm.config
     params = declared_parameters(config)
     records, _ = store.read_arm(arm.directory(runs))
-    needed = arm.members(store.scores(records))
-    members = len(needed)
-    if not any(not member.is_tuning for member in needed):
-        members += arm.settings.test_seeds * (2 if arm.has_twins else 1)
+    scores = store.scores(records, arm.metric)
+    needed = arm.members(scores)
+    members = arm.planned(scores)
     missing = members - sum(member in records for member in needed)
     tokens = config.train.steps * config.train.batch_size * config.data.sequence_length
     flops = accounting.train_flops_per_token(config, params)
@@ -116,11 +115,18 @@ def _row(arm: ArmCell, note: str, runs: Path, rate: float) -> Row:
     )
 
 
+def parameter_counts(arms: list[ArmCell]) -> dict[str, int]:
+    """Label of an arm -> its number of parameters, before anything is drawn."""
+    return {
+        arm.label: sum(accounting.parameters_by_component(declared_parameters(arm.config)).values()) for arm in arms
+    }
+
+
 def declared_parameters(config: Config) -> dict:
     """The parameter tree of a config as shapes."""
     from flax import nnx
 
-    _, params, _ = nnx.split(declare(config), nnx.Param, ...)
+    _, params, _ = split(declare(config))
     return nnx.to_pure_dict(params)
 
 

@@ -1,7 +1,12 @@
-"""What is measured on a trained member beside its loss. A probe is one registry entry; an ablation names those it needs."""
+"""What is measured on a trained member beside its loss: a probe is one registry entry, an ablation names its probes.
+
+The traits of a probe are the metrics it adds.
+"""
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import jax
@@ -15,6 +20,7 @@ from transformer.training.objectives import cross_entropy
 from transformer.training.step import Program, TrainState
 
 PROBES = Registry("Ablation.probes")
+ALWAYS = ("loss", "validation_loss")  # what every finished member has
 
 
 class Probe(Protocol):
@@ -23,7 +29,7 @@ class Probe(Protocol):
     def __call__(self, config: Config, program: Program, state: TrainState, dataset: Dataset) -> dict[str, float]: ...
 
 
-@PROBES.register("prefix_loss")
+@PROBES.register("prefix_loss", traits=("prefix_loss", "teacher_forced_loss"))
 def prefix_loss(config: Config, program: Program, state: TrainState, dataset: Dataset) -> dict[str, float]:
     """Loss when the future is really absent: each prefix is given alone and only its next token is scored.
 
@@ -38,6 +44,16 @@ def prefix_loss(config: Config, program: Program, state: TrainState, dataset: Da
     windows = tokens[: len(tokens) // (length + 1) * (length + 1)].reshape(-1, length + 1)
     lengths = np.unique(np.linspace(1, length, min(8, length)).astype(int))
 
+    last_token_loss, forced_loss = _prefix_losses(program)
+    alone = [float(last_token_loss(state, windows[:, :n], windows[:, n])) for n in lengths]
+    forced = np.asarray(forced_loss(state, jnp.asarray(windows)))[lengths - 1]
+    return {"prefix_loss": float(np.mean(alone)), "teacher_forced_loss": float(forced.mean())}
+
+
+@functools.lru_cache(maxsize=1)
+def _prefix_losses(program: Program) -> tuple[Callable[..., jax.Array], Callable[..., jax.Array]]:
+    """Compiled once for all members of an arm."""
+
     @jax.jit
     def last_token_loss(state: TrainState, inputs: jax.Array, targets: jax.Array) -> jax.Array:
         logits = program.model(state)(inputs)
@@ -48,9 +64,16 @@ def prefix_loss(config: Config, program: Program, state: TrainState, dataset: Da
         logits = program.model(state)(windows[:, :-1])
         return cross_entropy(logits, windows[:, 1:], 0.0)[0].mean(axis=0)
 
-    alone = [float(last_token_loss(state, windows[:, :n], windows[:, n])) for n in lengths]
-    forced = np.asarray(forced_loss(state, jnp.asarray(windows)))[lengths - 1]
-    return {"prefix_loss": float(np.mean(alone)), "teacher_forced_loss": float(forced.mean())}
+    return last_token_loss, forced_loss
+
+
+def metrics(names: tuple[str, ...]) -> tuple[str, ...]:
+    """What a finished member of an ablation with these probes has.
+
+    Raises:
+      ConfigError: an unknown probe.
+    """
+    return (*ALWAYS, *(metric for name in names for metric in sorted(PROBES[name].traits)))
 
 
 def measure(names: tuple[str, ...], **member: Any) -> dict[str, float]:

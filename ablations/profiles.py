@@ -87,12 +87,12 @@ def check_limits(name: str, ablation: Ablation, profile: str) -> None:
     """Refuses what a profile cannot afford.
 
     Raises:
-      ConfigError: names the quantity, what was asked for and what the profile allows.
+      ConfigError: an unknown profile; else names the quantity, what was asked for and what the profile allows.
     """
     from ablations.cells import cells
 
-    limit, settings = LIMITS.get(profile, Limit()), ablation.profiles[profile]
     arms = cells(name, ablation, profile)
+    limit, settings = LIMITS.get(profile, Limit()), ablation.profiles[profile]
     asked: dict[str, int] = {
         "arms": len(arms),
         "learning_rates": len(settings.learning_rates),
@@ -105,8 +105,8 @@ def check_limits(name: str, ablation: Ablation, profile: str) -> None:
         most = getattr(limit, quantity)
         if most is not None and value > most:
             raise ConfigError(
-                f"The profile {profile} of {name} asks for {value:,} {quantity.replace('_', ' ')}, but {profile} allows "
-                f"{most:,}; make it smaller, or run a larger profile."
+                f"The profile {profile} of {name} asks for {value:,} {quantity.replace('_', ' ')}, but {profile} "
+                f"allows {most:,}; make it smaller, or run a larger profile."
             )
     if limit.verdicts is False and settings.verdicts:
         raise ConfigError(f"The profile {profile} of {name} cannot give verdicts: set verdicts=False.")

@@ -11,40 +11,12 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ablations import store
-from ablations.cells import ArmCell
-from ablations.worker import write_arm
+from ablations.jobs import Job, Progress
+from ablations.store import RECORD
+from transformer.errors import UserError
+from transformer.training.interrupts import STOPPED_BY_USER
 
 RESTARTS = 2  # how often a worker that died is started again before its arm is left unfinished
-PREEMPTED, STOPPED_BY_USER = 75, 130
-
-
-@dataclasses.dataclass(frozen=True)
-class Job:
-    """One arm to finish, shared by every ablation that contains it.
-
-    Attributes:
-      contrasts: `ablation:claim:hash` of everything registered that reads it.
-    """
-
-    cell: ArmCell
-    directory: Path
-    contrasts: tuple[str, ...]
-    probes: tuple[str, ...]
-
-    def missing(self) -> int:
-        """Members still to train, as far as is known before the learning rate is chosen."""
-        records, _ = store.read_arm(self.directory)
-        scores = store.scores(records)
-        needed = self.cell.members(scores)
-        missing = sum(member not in records for member in needed)
-        if not any(not member.is_tuning for member in needed):  # the test seeds come once tuning is done
-            missing += self.cell.settings.test_seeds * (2 if self.cell.has_twins else 1)
-        return missing
-
-    def ended(self) -> int:
-        """Members with a record."""
-        return len(store.read_arm(self.directory)[0])
 
 
 @dataclasses.dataclass
@@ -60,21 +32,32 @@ class Pool:
 
     Args:
       workers: processes; on a CPU each gets its own share of the cores.
-      progress: called about twice a second with (ended members, known members, running labels).
+      progress: called about three times a second with (ended members, known members, running labels).
+      retry_failed: train failed members again.
+
+    Raises:
+      UserError: fewer than one worker.
     """
 
     def __init__(self, workers: int, progress: Callable[[int, int, list[str]], None], retry_failed: bool = False):
+        if workers < 1:
+            raise UserError(f"--workers={workers} must be at least 1, or 0 for one per core.")
         cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
         self.shares = [",".join(map(str, cores[i::workers])) if len(cores) >= workers else "" for i in range(workers)]
         self.progress, self.retry_failed = progress, retry_failed
         self.running: list[_Worker] = []
         self.stopping = False
+        self._known: dict[Path, tuple[int, Progress]] = {}
 
     def run(self, jobs: Sequence[Job]) -> int:
-        """Finishes all jobs; returns 0, or 130 if the user stopped it, or 1 if an arm could not be finished."""
+        """Finishes all jobs.
+
+        Returns:
+          0, or 130 if the user stopped it, or 1 if an arm could not be finished or a member of it failed.
+        """
         for job in jobs:
-            write_arm(job.directory, job.cell, job.contrasts, job.probes)
-        waiting = [job for job in jobs if job.missing() or self.retry_failed]
+            job.write()
+        waiting = [job for job in jobs if job.progress().todo or (self.retry_failed and job.failed())]
         abandoned = 0
         previous = {n: signal.signal(n, self._stop) for n in (signal.SIGINT, signal.SIGTERM)}
         try:
@@ -91,16 +74,17 @@ class Pool:
             for number, handler in previous.items():
                 signal.signal(number, handler)
         self._report(jobs)
-        return 1 if abandoned else 0
+        return 1 if abandoned + sum(map(_tell_failures, jobs)) else 0
 
     def _start(self, job: Job, starts: int = 1) -> None:
         taken = {worker.cpus for worker in self.running}
         cpus = next((share for share in self.shares if share not in taken), "")
-        command = [sys.executable, "-m", "ablations.worker", f"--arm={job.directory}", f"--cpus={cpus}"]
+        command = [sys.executable, "-m", "ablations.worker", f"--arm={job.directory.resolve()}"]
+        command += [f"--cpus={cpus}", f"--parent={os.getpid()}"]
         if self.retry_failed and starts == 1:
             command.append("--retry-failed")
         with open(job.directory / "worker.log", "a") as log:
-            process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, cwd=_root())
+            process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=_environment())
         self.running.append(_Worker(job, process, cpus, starts))
 
     def _check(self, worker: _Worker) -> int:
@@ -109,7 +93,7 @@ class Pool:
         if code is None:
             return 0
         self.running.remove(worker)
-        if self.stopping or (code == 0 and not worker.job.missing()):
+        if self.stopping or (code == 0 and not worker.job.progress().todo):
             return 0
         if worker.starts <= RESTARTS and code != 2:
             self._start(worker.job, worker.starts + 1)
@@ -119,8 +103,16 @@ class Pool:
         return 1
 
     def _report(self, jobs: Sequence[Job]) -> None:
-        ended, missing = sum(job.ended() for job in jobs), sum(job.missing() for job in jobs)
-        self.progress(ended, ended + missing, [worker.job.cell.label for worker in self.running])
+        found = [self._progress(job) for job in jobs]
+        ended, known = sum(progress.ended for progress in found), sum(progress.known for progress in found)
+        self.progress(ended, known, [worker.job.cell.label for worker in self.running])
+
+    def _progress(self, job: Job) -> Progress:
+        """How far a job is; read again only when a record has come, since reading takes a core from the training."""
+        records = sum(1 for _ in job.directory.glob(f"*/{RECORD}"))
+        if job.directory not in self._known or self._known[job.directory][0] != records:
+            self._known[job.directory] = records, job.progress()
+        return self._known[job.directory][1]
 
     def _stop(self, number: int, frame: object) -> None:
         """Asks the workers to save and end; a second request ends them at once."""
@@ -129,11 +121,22 @@ class Pool:
         self.stopping = True
 
 
+def _tell_failures(job: Job) -> int:
+    """Names the members that failed; returns how many."""
+    failed = job.failed()
+    for member, record in failed.items():
+        what = f"{job.cell.label} {member.name} failed: {record.error}"
+        print(f"{what} (--retry-failed trains it again)", file=sys.stderr)
+    return len(failed)
+
+
 def default_workers() -> int:
     """One per core on a CPU; one on an accelerator, which a single process fills."""
     accelerated = any(Path(p).exists() for p in ("/dev/nvidia0", "/dev/accel0", "/dev/vfio/0"))
     return 1 if accelerated and os.environ.get("JAX_PLATFORMS") != "cpu" else max(1, min(os.cpu_count() or 1, 8))
 
 
-def _root() -> Path:
-    return Path(__file__).resolve().parents[1]
+def _environment() -> dict[str, str]:
+    """Workers find this package from whatever folder the user stands in."""
+    paths = [str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}

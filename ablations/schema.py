@@ -102,6 +102,12 @@ class Profile:
     conditions: tuple[str, ...] = ()
     verdicts: bool = True
 
+    def __post_init__(self) -> None:
+        if not self.learning_rates or self.test_seeds < 1:
+            raise ConfigError("A profile needs at least one learning rate and one test seed.")
+        if len(self.learning_rates) > 1 and self.tuning_seeds < 1:
+            raise ConfigError("A profile with several learning rates needs at least one tuning seed.")
+
 
 @dataclasses.dataclass(frozen=True)
 class Ablation:

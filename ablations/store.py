@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ablations.cells import Member, Score
+from ablations.cells import ArmCell, Member, Score
 from transformer.training.jsonfiles import read_json, write_json
 
 RECORD = "record.json"
@@ -25,19 +25,18 @@ class Record:
 
     Attributes:
       state: done, diverged or failed.
-      metrics: metric -> final value, in the metric's unit; `loss` is on the test split where there is one.
-      tuning_value: the primary metric on validation.
+      metrics: metric -> final value, in the metric's unit, None where it is not finite; `loss` is on the test split
+        where there is one.
       initial: loss of the first step.
       curve: [tokens, validation loss] during training.
       train_curve: [tokens, train loss, gradient norm].
-      contrasts: `ablation:claim:hash` of every contrast registered when it was trained.
+      contrasts: `ablation:claim:hash` of every contrast registered when its training began.
     """
 
     member: Member
     state: str
     arm_hash: str
     metrics: Mapping[str, float | None] = dataclasses.field(default_factory=dict)
-    tuning_value: float | None = None
     initial: float | None = None
     diverged_at: int | None = None
     error: str = ""
@@ -53,10 +52,16 @@ class Record:
     contrasts: tuple[str, ...] = ()
     environment: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
-    @property
-    def score(self) -> Score | None:
-        """What it says about its learning rate; None if it failed, which says nothing."""
-        return None if self.state == "failed" else Score(self.tuning_value)
+    def score(self, metric: str = "loss") -> Score | None:
+        """What it says about its learning rate, on validation; None if it failed or was not measured: nothing."""
+        name = "validation_loss" if metric == "loss" else metric
+        if self.state == "failed" or (self.state == "done" and name not in self.metrics):
+            return None
+        return Score(self.metrics.get(name))
+
+
+class TamperedError(Exception):
+    """A record is not what was written: its digest does not fit, or it belongs to another member or arm."""
 
 
 def thin(points: list[tuple[float, ...]], most: int = CURVE_POINTS) -> tuple[tuple[float, ...], ...]:
@@ -69,25 +74,29 @@ def thin(points: list[tuple[float, ...]], most: int = CURVE_POINTS) -> tuple[tup
 def write_record(directory: Path, record: Record) -> None:
     """Seals and stores a record; its existence marks the member as finished."""
     content = dataclasses.asdict(record)
-    write_json(directory / RECORD, {**content, "digest": _digest(content)})
+    write_json(directory / RECORD, {**content, "digest": digest(content)})
 
 
-def read_record(directory: Path) -> tuple[Record, bool] | None:
-    """(record, whether its digest fits its content), or None if the member is unfinished."""
-    path = directory / RECORD
-    if not path.is_file():
-        return None
+def read_record(directory: Path) -> Record | None:
+    """The record of the member trained in `directory`; None if it is unfinished, or the file is torn: train it again.
+
+    Raises:
+      TamperedError: the record was changed by hand, or moved here from somewhere else.
+    """
     try:
-        content = read_json(path)
-    except (OSError, json.JSONDecodeError):
-        return None  # torn by something other than us: train it again
-    digest = content.pop("digest", "")
-    intact = digest == _digest(content)
+        content = read_json(directory / RECORD)
+    except (OSError, ValueError):
+        return None
+    if not isinstance(content, dict) or content.pop("digest", "") != digest(content):
+        raise TamperedError(directory)
     content["member"] = Member(**content["member"])
     for name in ("curve", "train_curve"):
         content[name] = tuple(tuple(point) for point in content[name])
     content["contrasts"] = tuple(content["contrasts"])
-    return Record(**content), intact
+    record = Record(**content)
+    if record.member.name != directory.name or not directory.parent.name.endswith(f"-{record.arm_hash[:10]}"):
+        raise TamperedError(directory)
+    return record
 
 
 def read_arm(directory: Path) -> tuple[dict[Member, Record], list[str]]:
@@ -97,23 +106,28 @@ def read_arm(directory: Path) -> tuple[dict[Member, Record], list[str]]:
     """
     records, tampered = {}, []
     for path in sorted(directory.glob(f"*/{RECORD}")):
-        found = read_record(path.parent)
-        if found is None:
-            continue
-        record, intact = found
-        if intact:
-            records[record.member] = record
-        else:
+        try:
+            record = read_record(path.parent)
+        except TamperedError:
             tampered.append(f"{directory.name}/{path.parent.name}")
+            continue
+        if record is not None:
+            records[record.member] = record
     return records, tampered
 
 
-def scores(records: Mapping[Member, Record]) -> dict[Member, Score]:
+def scores(records: Mapping[Member, Record], metric: str = "loss") -> dict[Member, Score]:
     """What the finished members say about learning rates."""
-    found = {member: record.score for member, record in records.items()}
+    found = {member: record.score(metric) for member, record in records.items()}
     return {member: score for member, score in found.items() if score is not None}
 
 
-def _digest(content: Mapping[str, Any]) -> str:
+def todo(cell: ArmCell, records: Mapping[Member, Record]) -> list[Member]:
+    """Members of an arm that can be trained now. None are while a failed one leaves its learning rate undecided."""
+    return [member for member in cell.members(scores(records, cell.metric)) if member not in records]
+
+
+def digest(content: Mapping[str, Any]) -> str:
+    """Seals JSON-able content: another digest means that something was changed."""
     plain = json.loads(json.dumps(content))
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()

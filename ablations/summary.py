@@ -1,9 +1,8 @@
-"""From records to the report data: evidence for every contrast, verdicts, arms, noise, provenance. Nothing is typed by hand."""
+"""From records to the report data: evidence, verdicts, arms, noise, provenance. Nothing is typed by hand."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,7 +24,7 @@ class Results:
     """Everything found on disk for one ablation at one profile.
 
     Attributes:
-      arms: each arm with its records, test seeds at the chosen learning rate last.
+      arms: each arm with the records of its own members; others, of ablations that share the arm, are left out.
       tampered: records whose digest does not fit; they count as missing.
       checks: results of the exact claims' tests.
     """
@@ -44,19 +43,15 @@ def collect(name: str, profile: str, runs: Path) -> Results:
     arms, tampered = [], []
     for cell in cells(name, ablation, profile):
         records, changed = store.read_arm(cell.directory(runs))
-        arms.append((cell, records))
-        tampered += changed
+        needed = cell.members(store.scores(records, cell.metric))
+        arms.append((cell, {member: records[member] for member in needed if member in records}))
+        tampered += [name for name in changed if name not in tampered]
     return Results(name, ablation, profile, arms, tampered, checks.results(runs))
 
 
 def collect_noise(name: str, profile: str, runs: Path) -> float | None:
     """The measured spread of twin differences, or None while there are fewer than two pairs."""
     return _noise(collect(name, profile, runs))["sigma"]
-
-
-def registered(name: str, ablation: Ablation) -> tuple[str, ...]:
-    """`ablation:claim:hash` of every contrast, as records keep them."""
-    return tuple(f"{name}:{contrast.claim}:{contrast.hash}" for contrast in ablation.contrasts)
 
 
 def summarize(results: Results) -> dict[str, Any]:
@@ -67,13 +62,14 @@ def summarize(results: Results) -> dict[str, Any]:
         scale=_scale(results),
         verdicts=settings.verdicts,
         min_seeds=settings.test_seeds if settings.test_seeds < 8 else None,
-        may_differ=frozenset(q for q in ("parameters", "flops", "tokens") if q not in ablation.matched),  # type: ignore[misc]
+        may_differ=frozenset(q for q in ("parameters", "flops", "tokens") if q not in ablation.matched),
     )
     conditions = settings.conditions or tuple(ablation.conditions)
     evidence = {
-        (contrast.hash, condition): _evidence(results, contrast, condition)
+        (contrast.hash, condition): found
         for contrast in ablation.contrasts
         for condition in contrast.conditions or conditions
+        if (found := _evidence(results, contrast, condition)) is not None
     }
     decisions = judge_all(ablation.contrasts, evidence, setting, conditions)
     arms = [_arm(results, cell, records) for cell, records in results.arms]
@@ -89,7 +85,7 @@ def summarize(results: Results) -> dict[str, Any]:
         "unit": UNITS.get(ablation.primary_metric, ""),
         "matched": list(ablation.matched),
         "headline": _headline(by_claim, results),
-        "progress": _progress(results),
+        "progress": progress(results),
         "claims": by_claim,
         "decisions": [_decision(d, results, evidence) for d in decisions],
         "arms": arms,
@@ -143,14 +139,16 @@ def _arm_result(results: Results, arm: str, condition: str, metric: str) -> ArmR
     if found is None:
         return None
     cell, records = found
-    scores = store.scores(records)
+    scores = store.scores(records, cell.metric)
     best = cell.best_learning_rate(scores)
     usable = {m: r for m, r in records.items() if r.state != "failed" and not m.twin}
-    outcomes = {m.seed: _outcome(r, metric) for m, r in usable.items() if m.learning_rate == best and not m.is_tuning}
+    measured = {m: r for m, r in usable.items() if r.state == "diverged" or metric in r.metrics}
+    outcomes = {m.seed: _outcome(r, metric) for m, r in measured.items() if not m.is_tuning}
     curve: dict[float, dict[int, Outcome]] = {}
     for member, record in usable.items():
         if member.is_tuning:
-            value = dataclasses.replace(record, metrics={metric: record.tuning_value})
+            score = record.score(cell.metric)
+            value = dataclasses.replace(record, metrics={metric: score.value if score else None})
             curve.setdefault(member.learning_rate, {})[member.seed] = _outcome(value, metric)
     if not outcomes:
         return None
@@ -161,14 +159,14 @@ def _controls(results: Results, condition: str) -> tuple[Control, ...]:
     """Whether the baseline learned enough to judge others by."""
     reference = results.ablation.positive_control
     found = _find(results, results.ablation.baseline, condition)
-    base = _arm_result(results, results.ablation.baseline, condition, results.ablation.primary_metric)
+    base = _arm_result(results, results.ablation.baseline, condition, "loss")
     if not reference or found is None or base is None:
         return ()
     bound = next((r.references[reference] for r in found[1].values() if reference in r.references), None)
-    values = [o.value for o in base.outcomes.values() if o.value is not None]
-    if bound is None or not values:
+    if bound is None:
         return ()
-    mean = sum(values) / len(values)
+    values = [o.value for o in base.outcomes.values() if o.value is not None]
+    mean = sum(values) / len(values) if values else math.inf
     detail = f"baseline {mean:.3f} against {reference} entropy {bound:.3f}"
     return (Control(f"the baseline beats the {reference} entropy", mean < bound, detail),)
 
@@ -198,7 +196,7 @@ def _claims(decisions: Sequence[Decision]) -> list[dict[str, Any]]:
     return rows
 
 
-def _decision(d: Decision, results: Results, evidence: Mapping[tuple[str, str], Evidence | None]) -> dict[str, Any]:
+def _decision(d: Decision, results: Results, evidence: Mapping[tuple[str, str], Evidence]) -> dict[str, Any]:
     contrast, a = d.contrast, d.analysis
     found = evidence.get((contrast.hash, d.condition))
     paired = []
@@ -246,8 +244,8 @@ def _decision(d: Decision, results: Results, evidence: Mapping[tuple[str, str], 
 
 def _registration(results: Results, contrast: Contrast) -> str:
     """Whether the contrast stood as it is now in every record it reads."""
-    wanted = f"{results.name}:{contrast.claim}:{contrast.hash}"
     prefix = f"{results.name}:{contrast.claim}:"
+    wanted = prefix + contrast.hash
     arms = set(contrast.arms or (contrast.test, contrast.base))
     seen = [r.contrasts for cell, records in results.arms if cell.arm in arms for r in records.values()]
     if all(wanted in known for known in seen):
@@ -258,25 +256,25 @@ def _registration(results: Results, contrast: Contrast) -> str:
 
 
 def _arm(results: Results, cell: ArmCell, records: dict[Member, Record]) -> dict[str, Any]:
-    scores = store.scores(records)
+    scores = store.scores(records, cell.metric)
     best = cell.best_learning_rate(scores)
-    needed = cell.members(scores)
     sample = next((r for r in records.values() if r.parameters), None)
     base = next(c for c, _ in results.arms if c.is_baseline and c.condition == cell.condition)
     tuning, members = [], []
-    for member in sorted({*needed, *records}, key=lambda m: (m.seed, m.twin, m.learning_rate)):
+    for member in sorted(cell.members(scores), key=lambda m: (m.seed, m.twin, m.learning_rate)):
         record = records.get(member)
         if member.is_tuning:
+            score = record.score(cell.metric) if record else None
             tuning.append(
                 {
                     "learning_rate": member.learning_rate,
                     "seed": member.seed,
-                    "value": record.tuning_value if record else None,
+                    "value": score.value if score else None,
                     "state": record.state if record else "missing",
                     "initial": record.initial if record else None,
                 }
             )
-        elif member.learning_rate == best:
+        else:
             members.append(_member(member, record))
     arm = results.ablation.arms[cell.arm]
     return {
@@ -315,17 +313,14 @@ def _member(member: Member, record: Record | None) -> dict[str, Any]:
     }
 
 
-def _progress(results: Results) -> dict[str, Any]:
+def progress(results: Results) -> dict[str, Any]:
+    """How many members are planned, and how they ended; an arm shared with other ablations counts here too."""
     states: dict[str, int] = {"done": 0, "diverged": 0, "failed": 0}
     planned = 0
     for cell, records in results.arms:
-        needed = set(cell.members(store.scores(records)))
-        planned += len(needed)
-        if not any(not m.is_tuning for m in needed):
-            planned += cell.settings.test_seeds * (2 if cell.has_twins else 1)
-        for member, record in records.items():
-            if member in needed:
-                states[record.state] += 1
+        planned += cell.planned(store.scores(records, cell.metric))
+        for record in records.values():
+            states[record.state] += 1
     return {"planned": planned, **states, "missing": planned - sum(states.values()), "tampered": results.tampered}
 
 
@@ -335,7 +330,7 @@ def _noise(results: Results) -> dict[str, Any]:
     for cell, records in results.arms:
         if not cell.has_twins:
             continue
-        best = cell.best_learning_rate(store.scores(records))
+        best = cell.best_learning_rate(store.scores(records, cell.metric))
         pairs = []
         for seed in range(cell.settings.test_seeds):
             both = [records.get(Member(best or 0.0, seed, twin)) for twin in (False, True)]
@@ -409,9 +404,7 @@ def _provenance(results: Results) -> dict[str, Any]:
     wanted = ("jax", "flax", "optax", "numpy")
     return {
         "command": f"python -m ablations run {results.name} --profile={results.profile}",
-        "git": json.dumps(git)
-        if not git
-        else f"{str(git.get('sha', ''))[:12]}{' (modified)' if git.get('dirty') else ''}",
+        "git": f"{str(git.get('sha', ''))[:12]}{' (modified)' if git.get('dirty') else ''}",
         "python": env.get("python"),
         "packages": {k: v for k, v in (env.get("packages") or {}).items() if k in wanted},
         "device": f"{env.get('platform', '')} {env.get('device', '')}".strip(),

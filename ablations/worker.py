@@ -3,7 +3,7 @@
     python -m ablations.worker --arm=DIRECTORY [--cpus=0,1]
 
 This command is the only unit of work: the local pool starts it, and any other scheduler can. Exit codes: 0 all members
-ended (diverged ones too), 75 preempted, 130 stopped by the user; both are resumed by the same command.
+ended (diverged and failed ones too), 75 preempted, 130 stopped by the user; both are resumed by the same command.
 """
 
 from __future__ import annotations
@@ -11,170 +11,203 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ctypes
-import dataclasses
 import fcntl
+import math
 import os
 import shutil
 import signal
 import sys
+import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ablations import store
-from ablations.cells import ArmCell, Member
-from ablations.schema import Profile
-from transformer.config import resolve, to_dict
-from transformer.errors import UserError
+from ablations import jobs, store
+from ablations.cells import Member
+from ablations.jobs import Job
+from transformer.errors import ConfigError, UserError
+from transformer.training.interrupts import PREEMPTED, STOPPED_BY_USER
 from transformer.training.jsonfiles import read_json, write_json
 
-ARM = "arm.json"
-FAILED = 1
-
-
-def write_arm(directory: Path, cell: ArmCell, contrasts: tuple[str, ...], probes: tuple[str, ...]) -> None:
-    """Stores what a worker needs to know about an arm."""
-    directory.mkdir(parents=True, exist_ok=True)
-    content = {
-        **{f.name: getattr(cell, f.name) for f in dataclasses.fields(cell) if f.name not in ("config", "settings")},
-        "config": to_dict(cell.config),
-        "settings": dataclasses.asdict(cell.settings),
-        "contrasts": contrasts,
-        "probes": probes,
-        "hash": cell.hash,
-    }
-    write_json(directory / ARM, content)
-
-
-def read_arm(directory: Path) -> tuple[ArmCell, tuple[str, ...], tuple[str, ...]]:
-    """(arm, contrasts registered for it, probes)."""
-    content = read_json(directory / ARM)
-    settings = {k: tuple(v) if isinstance(v, list) else v for k, v in content.pop("settings").items()}
-    contrasts, probes = tuple(content.pop("contrasts")), tuple(content.pop("probes"))
-    content.pop("hash")
-    config = resolve(content.pop("config"))
-    return ArmCell(config=config, settings=Profile(**settings), **content), contrasts, probes
+REGISTERED = "registered.json"
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")  # env.json has them all
 
 
 def run_arm(directory: Path, retry_failed: bool = False) -> int:
-    """Trains every member the arm still needs; returns an exit code."""
-    with _locked(directory):
-        cell, contrasts, probes = read_arm(directory)
+    """Trains every member the arm still needs; returns an exit code.
+
+    Raises:
+      UserError: the directory holds no arm.
+    """
+    job = jobs.read(directory)
+    with _Requests() as requests, _locked(directory):
         if retry_failed:
-            for member, record in store.read_arm(directory)[0].items():
-                if record.state == "failed":
-                    shutil.rmtree(directory / member.name)
-        arm = _Arm(directory, cell, contrasts, probes)
-        while True:
-            records, _ = store.read_arm(directory)
-            todo = [m for m in cell.members(store.scores(records)) if m not in records]
-            if not todo:
-                return 0
-            code = arm.train(todo[0])
-            if code is not None:
+            for member in job.failed():
+                shutil.rmtree(directory / member.name)
+        arm = _Arm(job)
+        while todo := job.todo(store.read_arm(directory)[0]):
+            code = arm.train(todo[0]) or requests.exit_code()
+            if code:
                 return code
+    return 0
+
+
+_CODES: dict[int, int] = {
+    signal.SIGINT: STOPPED_BY_USER,
+    signal.SIGTERM: PREEMPTED,
+    signal.SIGUSR1: PREEMPTED,
+    signal.SIGUSR2: PREEMPTED,
+}
+
+
+class _Requests:
+    """Requests to stop. Between two runs they end the process at once; a run saves itself first.
+
+    A run that is past saving, in its last evaluation, ends as if nothing had been asked; the request is kept here.
+    """
+
+    def __enter__(self) -> _Requests:
+        self._main = threading.current_thread() is threading.main_thread()
+        if self._main:
+            self._read, self._write = os.pipe()
+            os.set_blocking(self._read, False)
+            os.set_blocking(self._write, False)
+            # Python writes the number of every signal here, whoever handles it.
+            self._previous_fd = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
+            self._previous = {number: signal.signal(number, self._end) for number in _CODES}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._main:
+            for number, handler in self._previous.items():
+                signal.signal(number, handler)
+            signal.set_wakeup_fd(self._previous_fd)
+            os.close(self._read)
+            os.close(self._write)
+
+    def exit_code(self) -> int | None:
+        """The exit code of a request that came during a run; None if there was none."""
+        with contextlib.suppress(BlockingIOError):
+            numbers = os.read(self._read, 4096) if self._main else b""
+            return max((_CODES[number] for number in numbers if number in _CODES), default=None)
+        return None
+
+    def _end(self, number: int, frame: object) -> None:
+        sys.exit(_CODES[number])
 
 
 class _Arm:
     """One compiled arm."""
 
-    def __init__(self, directory: Path, cell: ArmCell, contrasts: tuple[str, ...], probes: tuple[str, ...]):
-        self.directory, self.cell, self.contrasts, self.probes = directory, cell, contrasts, probes
+    def __init__(self, job: Job):
+        self.job = job
         self.program: Any = None
         self.dataset: Any = None
 
     def train(self, member: Member) -> int | None:
         """Trains one member to its record; returns an exit code if the process was asked to stop."""
-        from transformer.training.interrupts import PREEMPTED, STOPPED_BY_USER
-
-        path = self.directory / member.name
+        path = self.job.directory / member.name
+        contrasts = self._registered(path)
         try:
             outcome = self._run(member, path)
-        except KeyboardInterrupt:
-            return STOPPED_BY_USER
+            if outcome.state in ("done", "diverged"):
+                store.write_record(path, self._record(member, path, outcome, contrasts))
         except Exception as error:  # a failing member must not take its neighbours with it
-            path.mkdir(parents=True, exist_ok=True)
             (path / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
             line = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-            record = store.Record(member, "failed", self.cell.hash, error=line[:500], contrasts=self.contrasts)
+            record = store.Record(member, "failed", self.job.cell.hash, error=line[:500], contrasts=contrasts)
             store.write_record(path, record)
             return None
-        if outcome.state == "preempted":
-            return PREEMPTED
-        if outcome.state == "interrupted":
-            return STOPPED_BY_USER
-        return None
+        if member.is_tuning and outcome.state in ("done", "diverged"):
+            shutil.rmtree(path / "checkpoints", ignore_errors=True)  # nothing reads a tuning run's weights
+        return outcome.exit_code if outcome.exit_code in (PREEMPTED, STOPPED_BY_USER) else None
+
+    def _registered(self, path: Path) -> tuple[str, ...]:
+        """What was registered when this member's training began; kept, so that a later edit shows."""
+        if not (path / REGISTERED).is_file():
+            path.mkdir(parents=True, exist_ok=True)
+            write_json(path / REGISTERED, self.job.contrasts)
+        return tuple(read_json(path / REGISTERED))
 
     def _run(self, member: Member, path: Path) -> Any:
         from transformer.data import dataset as datasets
         from transformer.training.run import make_program, train
 
-        config = member.config(self.cell.config)
+        config = member.config(self.job.cell.config)
         if self.program is None:
             self.dataset = datasets.load(config.data)
             self.program = make_program(config, self.dataset)
-        outcome = train(
+        return train(
             config,
             path,
-            name=self.cell.ablation,
-            arm=self.cell.arm,
+            name=self.job.cell.ablation,
+            arm=self.job.cell.arm,
             quiet=True,
             program=self.program,
             dataset=self.dataset,
         )
-        if outcome.state in ("done", "diverged"):
-            store.write_record(path, self._record(member, path, outcome))
-            if outcome.state == "done" and member.is_tuning:
-                shutil.rmtree(path / "checkpoints", ignore_errors=True)  # nothing reads a tuning run's weights
-        return outcome
 
-    def _record(self, member: Member, path: Path, outcome: Any) -> store.Record:
-        from ablations import probes
+    def _record(self, member: Member, path: Path, outcome: Any, contrasts: tuple[str, ...]) -> store.Record:
         from transformer.analysis import accounting
-        from transformer.training.run import load
         from transformer.training.run_directory import read_rows
 
-        config = member.config(self.cell.config)
-        rows = read_rows(path)
-        summary = outcome.summary
+        config, params = self.job.cell.config, self.program.abstract_state.params
+        components = accounting.parameters_by_component(params)
+        rows, summary = read_rows(path), outcome.summary
         validation, train_rows = ([r for r in rows if r["split"] == split] for split in ("validation", "train"))
-        metrics: dict[str, float | None] = {}
-        if outcome.state == "done":
-            metrics = {
-                "loss": summary.get("test_loss", summary.get("validation_loss")),
-                "validation_loss": summary.get("validation_loss"),
-            }
-            if self.probes and not member.is_tuning:
-                state = load(path, program=self.program).state
-                metrics |= probes.measure(
-                    self.probes, config=config, program=self.program, state=state, dataset=self.dataset
-                )
         return store.Record(
             member,
             outcome.state,
-            self.cell.hash,
-            metrics=metrics,
-            tuning_value=metrics.get("validation_loss"),
-            initial=summary.get("initial_loss"),
+            self.job.cell.hash,
+            metrics=self._metrics(member, path, summary) if outcome.state == "done" else {},
+            initial=_finite(summary.get("initial_loss")),
             diverged_at=summary.get("diverged_at"),
-            parameters=sum(accounting.parameters_by_component(self.program.abstract_state.params).values()),
-            components=accounting.parameters_by_component(self.program.abstract_state.params),
-            flops_per_token=accounting.train_flops_per_token(config, self.program.abstract_state.params),
+            parameters=sum(components.values()),
+            components=components,
+            flops_per_token=accounting.train_flops_per_token(config, params),
             tokens=train_rows[-1]["tokens"] if train_rows else 0,
             seconds=summary.get("training_seconds", 0.0),
             curve=store.thin([(r["tokens"], r["loss"]) for r in validation if not r.get("final")]),
             train_curve=store.thin([(r["tokens"], r["loss"], r["grad_norm"]) for r in train_rows]),
             references=self.dataset.bounds("validation"),
-            fingerprint=self.dataset.fingerprint,
-            contrasts=self.contrasts,
+            fingerprint=summary["fingerprint"],
+            contrasts=contrasts,
             environment=_environment(path),
         )
+
+    def _metrics(self, member: Member, path: Path, summary: Mapping[str, Any]) -> dict[str, float | None]:
+        """The final numbers of a run that ended well."""
+        from ablations import probes
+        from transformer.training.run import load
+
+        metrics = {}
+        if "validation_loss" in summary:
+            validation = summary["validation_loss"]
+            metrics = {"loss": summary.get("test_loss", validation), "validation_loss": validation}
+        tuned_by = {cell.metric for cell in self.job.cells}
+        if self.job.probes and not (member.is_tuning and tuned_by <= metrics.keys()):
+            metrics |= probes.measure(
+                self.job.probes,
+                config=member.config(self.job.cell.config),
+                program=self.program,
+                state=load(path, program=self.program).state,
+                dataset=self.dataset,
+            )
+        if unknown := tuned_by - metrics.keys():
+            listed = ", ".join(metrics) or "none, since eval.final=False"
+            raise ConfigError(f"The primary metric {unknown.pop()!r} is not measured; there are: {listed}.")
+        return {name: _finite(value) for name, value in metrics.items()}
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
 
 
 def _environment(path: Path) -> dict[str, Any]:
     """The part of env.json that a reader of the verdict needs."""
     env = read_json(path / "env.json")
+    env["packages"] = {name: version for name, version in env["packages"].items() if name in PACKAGES}
     return {name: env[name] for name in ("python", "packages", "platform", "device", "devices", "git") if name in env}
 
 
@@ -186,10 +219,12 @@ def _locked(directory: Path) -> Iterator[None]:
         yield
 
 
-def _die_with_parent() -> None:
+def _end_with(parent: int) -> None:
     """Asks Linux for a SIGTERM when the driver is killed, so that no orphan trains on unseen."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+    if os.getppid() != parent:  # it was killed before this process could ask
+        sys.exit(PREEMPTED)
 
 
 def main() -> int:
@@ -197,8 +232,10 @@ def main() -> int:
     parser.add_argument("--arm", required=True, type=Path, help="directory that holds arm.json")
     parser.add_argument("--cpus", default="", help="cores to run on, such as 0,1; default: all")
     parser.add_argument("--retry-failed", action="store_true", help="train failed members again")
+    parser.add_argument("--parent", type=int, default=0, help="end when this process, which started us, is gone")
     arguments = parser.parse_args()
-    _die_with_parent()
+    if arguments.parent:
+        _end_with(arguments.parent)
     if arguments.cpus:
         os.sched_setaffinity(0, {int(cpu) for cpu in arguments.cpus.split(",")})
     from transformer.platform import prepare

@@ -48,12 +48,12 @@ def test_an_unknown_name_lists_the_allowed_ones(fruit):
     with pytest.raises(ConfigError) as caught:
         fruit.build("aple", 3)
     assert str(caught.value) == "bowl.fruit='aple' is not one of: apple, none. Did you mean \"apple\"?"
-    with pytest.raises(ConfigError, match="bowl.fruit='xyz' is not one of: apple, none.$"):
+    with pytest.raises(ConfigError, match=r"bowl\.fruit='xyz' is not one of: apple, none\.$"):
         _ = fruit["xyz"]
 
 
 def test_a_name_is_given_once(fruit):
-    with pytest.raises(ValueError, match="bowl.fruit already has an entry 'apple'"):
+    with pytest.raises(ValueError, match=r"bowl\.fruit already has an entry 'apple'"):
         fruit.register("apple")
 
 

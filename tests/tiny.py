@@ -92,35 +92,40 @@ def label(overrides: dict[str, Any]) -> str:
     return ",".join(f"{path.removeprefix('model.')}={value}" for path, value in overrides.items()) or "default"
 
 
-# A second valid value of fields whose type alone does not tell one.
-OTHER: dict[str, Any] = {
-    "init_seed": 7,
-    "data_seed": 7,
-    "model.d_model": 24,
-    "model.attention.num_heads": 4,
-    "model.attention.head_dim": 6,
-    "model.position.max_length": 9,
-    "model.dropout": 0.5,
-    "model.residual.attention.branch_gain": "learned_zero",
-    "model.vocab_size": 13,
-    "train.accumulate": 2,
-    "optimizer.warmup_steps": 3,
+# Second valid values of fields whose type alone does not tell one; the first that differs is taken.
+OTHER: dict[str, tuple[Any, ...]] = {
+    "init_seed": (7,),
+    "data_seed": (7,),
+    "model.d_model": (24,),
+    "model.attention.num_heads": (4, 2),
+    "model.attention.head_dim": (6,),
+    "model.position.max_length": (9,),
+    "model.dropout": (0.5,),
+    "model.residual.attention.branch_gain": ("learned_zero",),
+    "model.vocab_size": (13,),
+    "train.accumulate": (2,),
+    "optimizer.warmup_steps": (3,),
 }
 
 
-def other_value(info: FieldInfo, base: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Overrides that give one field a value other than it has in `base`, with the kind that reads the field."""
-    current = {**OVERRIDES, **(base or {})}.get(info.path, info.default)
-    needed: dict[str, Any] = {}
+def readers(info: FieldInfo) -> tuple[str, list[str]]:
+    """The choice field, and the kinds of it, that read a parameter."""
+    path, kinds = info.used_by.split(" or ")[0].split("=")
+    return path, kinds.split("|")
+
+
+def other_value(info: FieldInfo, base: dict[str, Any] = OVERRIDES) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Two sets of overrides on top of `base` that differ in one field: without and with another value of it. Both
+    choose the kind that reads the field."""
+    context: dict[str, Any] = {}
     if info.used_by:
-        path, kinds = info.used_by.split(" or ")[0].split("=")
-        needed = {path: kinds.split("|")[0]}
-        needed.update(NEEDED.get((path, needed[path]), {}))
+        path, kinds = readers(info)
+        context = {path: kinds[0], **NEEDED.get((path, kinds[0]), {})}
+    current = {**base, **context}.get(info.path, info.default)
     if info.path in OTHER:
-        value = OTHER[info.path]
+        value = next(value for value in OTHER[info.path] if value != current)
     elif info.kinds:
-        value = next(kind for kind in (*info.kinds[1:], info.kinds[0]) if kind != current)
-        needed.update(NEEDED.get((info.path, value), {}))
+        value = next(kind for kind in info.kinds if kind != current)
     elif isinstance(current, bool):
         value = not current
     elif isinstance(current, int):
@@ -131,8 +136,7 @@ def other_value(info: FieldInfo, base: dict[str, Any] | None = None) -> dict[str
         value = ("tag",)
     else:
         value = "another"
-    assert value != current, f"{info.path} needs another value in OTHER"
-    return {**needed, info.path: value}
+    return context, {**context, info.path: value, **NEEDED.get((info.path, value), {})}
 
 
 def tokens(batch: int = 2, length: int = LENGTH, seed: int = 0) -> np.ndarray:

@@ -199,7 +199,7 @@ def _check(config: Config) -> None:
     """Combinations the types alone do not exclude."""
     model, train, data, optimizer = config.model, config.train, config.data, config.optimizer
     attention = model.attention
-    at_least_one = {
+    at_least_one: dict[str, float] = {
         "model.d_model": model.d_model,
         "model.num_layers": model.num_layers + 1,
         "model.attention.num_heads": attention.num_heads,
@@ -212,7 +212,7 @@ def _check(config: Config) -> None:
         "eval.tokens": config.eval.tokens,
         "train.profile_steps": train.profile_steps,
     }
-    not_negative = {
+    not_negative: dict[str, float] = {
         "model.attention.head_dim": attention.head_dim,
         "model.vocab_size": model.vocab_size,
         "model.ffn.ratio": model.ffn.ratio,

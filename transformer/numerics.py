@@ -5,12 +5,10 @@ from __future__ import annotations
 from transformer.registry import Registry
 
 DTYPES = Registry("numerics dtype")
-for _name in ("float32", "bfloat16"):
-    DTYPES.register(_name)(_name)
+DTYPES.names("float32", "bfloat16")
 
 PRECISIONS = Registry("numerics.matmul_precision")
-for _name in ("highest", "high", "default"):
-    PRECISIONS.register(_name)(_name)
+PRECISIONS.names("highest", "high", "default")
 
 EXECUTIONS = Registry("execution")
-EXECUTIONS.register("sequential")("sequential")
+EXECUTIONS.names("sequential")

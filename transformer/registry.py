@@ -72,6 +72,11 @@ class Registry(Mapping[str, Entry]):
 
         return add
 
+    def names(self, *names: str) -> None:
+        """Entries that are nothing but their name."""
+        for name in names:
+            self.register(name)(lambda name=name: name)
+
     def __getitem__(self, name: str) -> Entry:
         return self.find(name, self.field)
 

@@ -42,7 +42,7 @@ class Section:
         for key, value in object.__getattribute__(self, "options"):
             if key == name:
                 return value
-        declared = entry_parameters(type(self))
+        declared = entry_parameters(type(self))  # type: ignore[arg-type]
         if name in declared:
             return declared[name][0].default
         raise AttributeError(f"{type(self).__name__} has no field {name!r}")

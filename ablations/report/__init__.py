@@ -8,7 +8,8 @@ The drawing libraries belong to the extra `[report]` and are imported when somet
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +32,8 @@ def write_report(data: Mapping[str, Any], folder: Path) -> list[Path]:
     Raises:
       UserError: the extra `[report]` is not installed, or the data is not JSON-able.
     """
-    try:
+    with _extra_installed():
         from ablations.report.write import write_report as write
-    except ModuleNotFoundError as error:
-        raise _missing(error) from error
     return write(data, folder)
 
 
@@ -47,10 +46,8 @@ def write_index(reports: Sequence[Mapping[str, Any]], claims: Mapping[str, Claim
     Raises:
       UserError: the extra `[report]` is not installed, or a report is not JSON-able.
     """
-    try:
+    with _extra_installed():
         from ablations.report.index import write_index as write
-    except ModuleNotFoundError as error:
-        raise _missing(error) from error
     return write(reports, claims, folder)
 
 
@@ -60,10 +57,14 @@ def report_folder(data: Mapping[str, Any]) -> str:
     return "".join(c if c.isascii() and (c.isalnum() or c in "_-") else "_" for c in name)
 
 
-def _missing(error: ModuleNotFoundError) -> Exception:
-    """The error to raise for a module that is not there."""
-    if (error.name or "").split(".")[0] not in EXTRA:
-        return error
-    return UserError(
-        f'Reports need the package "{error.name}", which is not installed; run: pip install -e \'.[report]\''
-    )
+@contextlib.contextmanager
+def _extra_installed() -> Iterator[None]:
+    """Turns the import of a package that is not there into a sentence."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] not in EXTRA:
+            raise
+        raise UserError(
+            f"Reports need the package \"{error.name}\", which is not installed; run: pip install -e '.[report]'"
+        ) from error

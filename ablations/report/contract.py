@@ -79,7 +79,11 @@ def complete(data: Mapping[str, Any]) -> dict[str, Any]:
         report[key] = [_filled(row, defaults) for row in report[key]]
     for claim in report["claims"]:
         claim["literature"] = [_filled(row, _LITERATURE) for row in claim["literature"]]
+    report["noise"]["interval"] = _interval(report["noise"]["interval"])
+    report["references"] = _rows(report["references"], 2)
     for decision in report["decisions"]:
+        for key in ("interval90", "interval95"):
+            decision[key] = _interval(decision[key])
         decision["paired"] = [_filled(row, _PAIR) for row in decision["paired"]]
         decision["downgrades"] = [_filled(row, _DOWNGRADE) for row in decision["downgrades"]]
     for arm in report["arms"]:
@@ -88,8 +92,8 @@ def complete(data: Mapping[str, Any]) -> dict[str, Any]:
         arm["tuning"] = [_filled(row, _TUNING) for row in arm["tuning"]]
         arm["members"] = [_filled(row, _MEMBER) for row in arm["members"]]
         for member in arm["members"]:
-            member["curve"] = thin(member["curve"])
-            member["train_curve"] = thin(member["train_curve"])
+            member["curve"] = thin(_rows(member["curve"], 2))
+            member["train_curve"] = thin(_rows(member["train_curve"], 3))
     return report
 
 
@@ -104,6 +108,16 @@ def thin(curve: Sequence[Any], limit: int = POINTS) -> list[Any]:
         return list(curve)
     last = len(curve) - 1
     return [curve[round(i * last / (limit - 1))] for i in range(limit)]
+
+
+def _interval(ends: Any) -> list[float] | None:
+    """Both ends, or None when one is not known or not finite."""
+    return ends if isinstance(ends, list) and len(ends) == 2 and None not in ends else None
+
+
+def _rows(rows: Any, width: int) -> list[list[Any]]:
+    """Rows that begin with a value, filled up to `width` with None."""
+    return [[*row, *[None] * width][:width] for row in rows if row and row[0] is not None]
 
 
 def _filled(row: Any, defaults: Mapping[str, Any]) -> dict[str, Any]:

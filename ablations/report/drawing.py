@@ -63,7 +63,7 @@ class Sheet:
         self._y = alt.Y(
             "y:Q",
             scale=alt.Scale(type=y_axis, domain=[y_frame.low, y_frame.high], nice=False, zero=False),
-            axis=alt.Axis(title=y_title, tickCount=5, **({"format": "~g"} if self._log else {})),
+            axis=alt.Axis(title=y_title, tickCount=5, format="~g" if self._log else alt.Undefined),
         )
         self._layers: list[dict[str, Any]] = []
         self._data: dict[str, list[dict[str, Any]]] = {}

@@ -25,11 +25,12 @@ from ablations.report.members import (
     worse_sign,
     worst_start,
 )
-from ablations.report.palette import BASE_DASH, ArmStyle, arm_styles, ink
+from ablations.report.palette import ArmStyle, arm_styles, ink
 from ablations.report.svg import Figure, Panel
 
 DIRECT_LABELS = 6  # more lines than this get a key instead of names at their ends
 WINDOW = 0.25  # panels of one arm frame what happens after this share of the tokens
+UNLUCKY = (("diverged", "diverged"), ("failed", "failed"), ("missing", "not run yet"))
 WILD_NORM = 1e4  # gradient norms above this are not framed while no run has finished
 
 
@@ -78,18 +79,18 @@ def _learning_rate_panel(report: Row, arm: Row, styles: Mapping[str, ArmStyle]) 
     ends = []
     for one in shown:
         style, name = styles[one["arm"]], titled(report, one)
-        color = style.color if one is arm else ink("base-seed")
+        point_color = style.color if one is arm else ink("base-seed")
         means = _means_by_rate(_tuning(one), cap, worse, within)
         key = sheet.mark(f"{name}: mean of the tuning runs", one["arm"], None, "mean")
-        sheet.lines([(key, means)], color, 1.5, dash=BASE_DASH if one["baseline"] else style.dash)
+        sheet.lines([(key, means)], style.color, 1.5, dash=style.dash)
         if one is arm and arm["learning_rate"]:
             chosen = sheet.mark(f"chosen for {name}: {numbers.rate(arm['learning_rate'])}", one["arm"], None, "chosen")
             sheet.upright(arm["learning_rate"], style.color, chosen)
         keyed = [(_tuning_mark(sheet, one, row, name), row) for row in _tuning(one)]
         inside = [(k, row["learning_rate"], row["value"]) for k, row in keyed if not _lost(row, cap, worse)]
-        sheet.points(inside, color, style.shape)
-        sheet.beyond([(k, row["learning_rate"]) for k, row in keyed if _lost(row, cap, worse)], color)
-        ends += [(one["label"], means[-1][1], color)] if means else []
+        sheet.points(inside, point_color, style.shape)
+        sheet.beyond([(k, row["learning_rate"]) for k, row in keyed if _lost(row, cap, worse)], point_color)
+        ends += [(one["label"], means[-1][1], style.color)] if means else []
     sheet.labels(ends)
     subtitle = f"chosen {numbers.rate(arm['learning_rate'])}" if arm["learning_rate"] else "no rate chosen yet"
     subtitle += ", at the edge of the grid" if arm["edge"] else ""
@@ -171,14 +172,14 @@ def _overview(report: Row, arms: Sequence[Row], styles: Mapping[str, ArmStyle]) 
     if not means:
         return None
     references = [value for _, value in report["references"] if value is not None]
-    within = frame([*(y for _, points in means for _, y in points), *references], False, _initial(arms))
+    within = frame([*(y for _, points in means for _, y in points), *references], False, _initial(report, arms))
     sheet = Sheet(_log_tokens_axis([points for _, points in means]), within, _loss_title(report))
-    _references(sheet, report)
     drawn = [(arm, enter(points, within)) for arm, points in means]
     for arm, points in sorted(drawn, key=lambda pair: not pair[0]["baseline"]):
         style = styles[arm["arm"]]
         key = sheet.mark(f"{arm['label']}: mean", arm["arm"], None, "mean", condition=arm["condition"])
         sheet.lines([(key, points)], style.color, 1.8, dash=style.dash)
+    _references(sheet, report)
     drawn.sort(key=lambda pair: -pair[1][-1][1])
     if len(drawn) <= DIRECT_LABELS:
         sheet.labels([(arm["label"], points[-1][1], styles[arm["arm"]].color) for arm, points in drawn])
@@ -195,9 +196,8 @@ def _curve_panel(report: Row, arm: Row, what: What, styles: Mapping[str, ArmStyl
     base = baseline_of(report, arm)
     shown = [arm] if base is None else [base, arm]
     if what == "loss":
-        within = _late_frame(shown)
+        within = _late_frame(report, shown)
         sheet = Sheet(_tokens_axis(shown), within, _loss_title(report))
-        _references(sheet, report)
     else:
         within = _norm_frame(shown)
         sheet = Sheet(_tokens_axis(shown), within, "gradient norm", "log")
@@ -220,15 +220,17 @@ def _curve_panel(report: Row, arm: Row, what: What, styles: Mapping[str, ArmStyl
             key = sheet.mark(f"{titled(report, one)}: mean", one["arm"], None, "mean", condition=one["condition"])
             sheet.lines([(key, mean)], style.color, 2.2, dash=style.dash)
             ends.append((one["label"], mean[-1][1], style.color))
+    if what == "loss":
+        _references(sheet, report)
     sheet.labels(ends)
     states = [member["state"] for member in judged_runs(arm)]
-    unlucky = [f"{states.count(s)} {s}" for s in ("diverged", "failed", "missing") if s in states]
+    unlucky = [f"{states.count(state)} {word}" for state, word in UNLUCKY if state in states]
     subtitle = ", ".join([f"{numbers.plural(states.count('done'), 'seed')} finished", *unlucky])
     name = titled(report, arm)
     return sheet.panel(name, subtitle, styles[arm["arm"]].color, f"{name}: {what} against tokens, {subtitle}")
 
 
-def _late_frame(arms: Sequence[Row]) -> Frame:
+def _late_frame(report: Row, arms: Sequence[Row]) -> Frame:
     """Around every finished curve after the first quarter of the tokens."""
     everything = [(member["state"], curve(member, "loss")) for arm in arms for member in with_curves(arm, "loss")]
     start = WINDOW * max((x for _, points in everything for x, _ in points), default=0)
@@ -236,7 +238,7 @@ def _late_frame(arms: Sequence[Row]) -> Frame:
     done = [y for state, y in late if state == "done" and y is not None]
     framed = done or [y for _, y in late if y is not None]
     lost = any(state == "diverged" for state, _ in everything)
-    return frame(framed, lost or any(y is None or y > max(framed) for _, y in late), _initial(arms))
+    return frame(framed, lost or any(y is None or y > max(framed) for _, y in late), _initial(report, arms))
 
 
 def _norm_frame(arms: Sequence[Row]) -> Frame:
@@ -248,9 +250,12 @@ def _norm_frame(arms: Sequence[Row]) -> Frame:
     return frame(framed, lost or any(y is None or y > max(framed, default=y) for y in every), log=True)
 
 
-def _initial(arms: Sequence[Row]) -> float | None:
-    """The validation loss before training, read off the first point of the curves."""
-    starts = [curve(member, "loss")[0][1] for arm in arms for member in with_curves(arm, "loss")]
+def _initial(report: Row, arms: Sequence[Row]) -> float | None:
+    """The validation loss before training: as recorded, else read off the first point of the curves."""
+    runs = [run for arm in arms for run in with_curves(arm, "loss")]
+    if report["metric"] == "loss" and worst_start(runs, 1) is not None:
+        return worst_start(runs, 1)
+    starts = [curve(run, "loss")[0][1] for run in runs]
     return max((y for y in starts if y is not None), default=None)
 
 

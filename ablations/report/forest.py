@@ -117,7 +117,7 @@ def cell(decision: Mapping[str, Any], scale: Scale, role: str) -> str:
     shapes.append(
         _arrow(scale, estimate, role)
         if _outside(scale, estimate)
-        else f'<circle class="f-{role}" data-mark="estimate" cx="{scale.x(estimate):.1f}" cy="{MIDDLE}" r="4.5"/>'
+        else f'<circle class="f-{role}" data-mark="estimate" cx="{scale.x(estimate):.1f}" cy="{MIDDLE}" r="3.6"/>'
     )
     shapes += [_tick(scale, tick, decision["estimate_name"] in DIFFERENCES) for tick in scale.ticks]
     title = escape(describe(decision))
@@ -164,4 +164,4 @@ def _tick(scale: Scale, value: float, signed: bool) -> str:
         text = "+" + text
     if scale.log:
         text = fixed(value, 1 if value >= 1 else 2) + "×"
-    return f'<text class="f-muted" x="{x:.1f}" y="32" font-size="9" text-anchor="{anchor}">{text}</text>'
+    return f'<text class="f-muted" x="{x:.1f}" y="32" font-size="10" text-anchor="{anchor}">{text}</text>'

@@ -43,9 +43,8 @@ def judged_runs(arm: Row) -> list[Row]:
 def curve(member: Row, what: What) -> Curve:
     """(tokens, value) of one run; None where the value was not finite. Gradient norms of zero are left out."""
     if what == "loss":
-        return [(row[0], row[1]) for row in member["curve"] if row[0] is not None]
-    rows = [row for row in member["train_curve"] if len(row) > 2 and row[0] is not None]
-    return [(row[0], row[2]) for row in rows if row[2] is None or row[2] > 0]
+        return [(tokens, loss) for tokens, loss in member["curve"]]
+    return [(tokens, norm) for tokens, _, norm in member["train_curve"] if norm is None or norm > 0]
 
 
 def with_curves(arm: Row, what: What) -> list[Row]:

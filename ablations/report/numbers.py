@@ -37,13 +37,13 @@ def significant(number: float | None, digits: int = 3) -> str:
 
 
 def rate(number: float | None) -> str:
-    """A learning rate: `1e-3`, `3e-4`, `1.5e-3`."""
+    """A learning rate: `1e−3`, `3e−4`, `1.5e−3`, with a minus at which no line breaks."""
     if number is None:
         return NOTHING
     if number == 0:
         return "0"
     mantissa, exponent = f"{number:.2e}".split("e")
-    return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
+    return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}".replace("-", "−")
 
 
 def estimate(middle: float | None, interval: Interval, signed: bool) -> tuple[str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,14 @@ CONFOUNDS = (
     ("decay_changed", "Parameters whose weight decay differs"),
     ("init_changed", "Shared parameters that start from other values"),
 )
+# The columns of the cost table, and how each is written.
+AMOUNTS: dict[str, Callable[[float | None], str]] = {
+    "parameters": numbers.exact,
+    "flops": numbers.count,
+    "tokens": numbers.count,
+    "seconds": numbers.duration,
+    "speed": numbers.count,
+}
 
 
 class _Raw(str):
@@ -77,7 +85,6 @@ def style() -> Markup:
 
 def context(report: Row, figures: Sequence[Figure]) -> dict[str, Any]:
     """Everything a report's templates show."""
-    unit = f" {report['unit']}" if report["unit"] else ""
     return {
         "report": report,
         "title": report["headline"] or report["question"] or report["name"],
@@ -91,12 +98,9 @@ def context(report: Row, figures: Sequence[Figure]) -> dict[str, Any]:
         "unlucky": words.unlucky_runs(report),
         "cost": _cost(report),
         "confounds": _confounds(report),
-        "noise": f"Standard deviation of the difference: {words.noise_size(report)}."
-        if report["noise"]["sigma"] is not None
-        else "",
+        "noise": words.noise_sentence(report),
         "literature": _literature(report),
         "provenance": _provenance(report),
-        "unit": unit,
         "better_side": "left" if report["better"] == "lower" else "right",
     }
 
@@ -106,7 +110,7 @@ def _claims(report: Row) -> list[dict[str, Any]]:
     scales, named = forest.scales(report["decisions"]), set()
     groups = []
     for claim in report["claims"]:
-        indices = [i for i in claim["decisions"] if isinstance(i, int) and 0 <= i < len(report["decisions"])]
+        indices = [i for i in claim["decisions"] if i in range(len(report["decisions"]))]
         named.update(indices)
         rows = [_comparison(report, report["decisions"][i], scales) for i in indices]
         groups.append({**claim, "expectation": words.expectation(claim), "rows": rows})
@@ -165,18 +169,22 @@ def _cost(report: Row) -> list[dict[str, str]]:
     for arm in report["arms"]:
         base = baseline_of(report, arm)
         row = {"arm": titled(report, arm) + (" (baseline)" if arm["baseline"] else ""), "note": arm["note"]}
-        amounts = {
-            "parameters": (arm["parameters"], base and base["parameters"], numbers.exact),
-            "flops": (arm["flops_per_token"], base and base["flops_per_token"], numbers.count),
-            "tokens": (arm["tokens"], base and base["tokens"], numbers.count),
-            "seconds": (_median(arm, "seconds"), base and _median(base, "seconds"), numbers.duration),
-            "speed": (_median(arm, "tokens_per_second"), base and _median(base, "tokens_per_second"), numbers.count),
-        }
-        for key, (amount, of_base, written) in amounts.items():
-            row[key] = written(amount)
-            row[f"{key}_ratio"] = numbers.ratio(amount, of_base)
+        amounts, of_base = _amounts(arm), _amounts(base) if base else {}
+        for key, written in AMOUNTS.items():
+            row[key] = written(amounts[key])
+            row[f"{key}_ratio"] = numbers.ratio(amounts[key], of_base.get(key))
         rows.append(row)
     return rows
+
+
+def _amounts(arm: Row) -> dict[str, float | None]:
+    return {
+        "parameters": arm["parameters"],
+        "flops": arm["flops_per_token"],
+        "tokens": arm["tokens"],
+        "seconds": _median(arm, "seconds"),
+        "speed": _median(arm, "tokens_per_second"),
+    }
 
 
 def _median(arm: Row, key: str) -> float | None:
@@ -228,7 +236,8 @@ def _provenance(report: Row) -> list[tuple[str, str]]:
     spent = numbers.duration(known["member_seconds"]) if known["member_seconds"] is not None else ""
     hashes = ", ".join(sorted({d["contrast_hash"] for d in report["decisions"] if d["contrast_hash"]}))
     rows = [
-        ("Ablation", f"{report['name']}, profile {report['profile']}"),
+        ("Ablation", report["name"]),
+        ("Profile", report["profile"]),
         ("Scale", report["scale"]),
         ("Code", known["git"]),
         ("Python", known["python"]),

@@ -16,7 +16,7 @@ CHROME = {
     "grid": ("#e2e6ea", "#2a313a"),
     "axis": ("#8b949e", "#6e7681"),
     "base": ("#4b5159", "#c4ccd4"),  # the baseline: black to grey, always dashed where it is a line
-    "base-seed": ("#9aa3ad", "#78828d"),
+    "base-seed": ("#8a939d", "#78828d"),
     "reference": ("#6f6a86", "#aaa4c9"),
     "margin": ("#d5dbe2", "#333c47"),
 }

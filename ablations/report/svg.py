@@ -11,6 +11,7 @@ from typing import Any
 
 import altair
 import vl_convert
+from markupsafe import Markup
 
 from ablations.report.palette import ROLE_OF, style_sheet
 
@@ -82,7 +83,7 @@ class Panel:
     @property
     def inline(self) -> Markup:
         """The panel as an element of an HTML page."""
-        return (
+        return Markup(
             f'<svg class="chart" viewBox="0 0 {self.width} {self.height}" role="img" '
             f'aria-label="{escape(self.description)}">{self.body}</svg>'
         )
@@ -150,7 +151,7 @@ def _written(element: ElementTree.Element, marks: Mapping[str, Mark]) -> str:
     mark = marks.get(element.get("aria-label", ""))
     inside = "".join(_written(child, marks) for child in element)
     text = escape(element.text or "", quote=False) if tag == "text" else ""
-    if tag == "g" and not inside:
+    if (tag == "g" and not inside) or (tag == "text" and not text.strip()):
         return ""
     attributes = _attributes(element)
     if mark:

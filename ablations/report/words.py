@@ -32,8 +32,8 @@ def asked(report: Row) -> str:
 
 
 def _introduced(arm: Row, with_note: bool) -> str:
-    name = f"{arm['arm']} (the baseline)" if arm["baseline"] else arm["arm"]
-    return f"{name}, {arm['note'].rstrip('.')}" if with_note and arm["note"] else str(name)
+    name = f"{arm['arm']} (the baseline)" if arm["baseline"] else str(arm["arm"])
+    return f"{name}: {arm['note'].rstrip('.')}" if with_note and arm["note"] else name
 
 
 def held_fixed(report: Row) -> str:
@@ -41,10 +41,11 @@ def held_fixed(report: Row) -> str:
     parts = []
     if report["matched"]:
         parts.append(f"By construction all arms have the same {listed(report['matched'])}.")
-    parts.append(
-        "Two runs with the same seed see the same batches in the same order and start from the same value of "
-        "every parameter that both have, so arms are compared seed by seed."
-    )
+    if len(report["arms"]) > 1:
+        parts.append(
+            "Two runs with the same seed see the same batches in the same order and start from the same value of "
+            "every parameter that both have, so arms are compared seed by seed."
+        )
     fields = sorted({field for arm in report["arms"] if not arm["baseline"] for field in arm["overrides"]})
     if fields:
         parts.append(f"The arms differ from the baseline only in {listed(fields)}.")
@@ -102,15 +103,21 @@ def certainty(report: Row) -> str:
         pairs = [d["n"] for d in inferred]
         span = f"{min(pairs)} to {max(pairs)}" if min(pairs) < max(pairs) else f"{pairs[0]}"
         parts.append(
-            f"{'The comparison rests' if len(inferred) == 1 else 'Each comparison rests'} on {span} pairs of runs. "
-            "Intervals are 95% intervals unless said otherwise."
+            f"{'The comparison rests' if len(inferred) == 1 else 'Each comparison rests'} on {span} pairs of runs."
         )
         if len(inferred) > 1:
             parts.append(
-                f"A p value counts only after Holm's correction over the {len(inferred)} comparisons, which keeps the "
-                "chance of even one false alarm among them at 5%."
+                f"A p value counts after Holm's correction over {len(inferred)} comparisons: the chance of even one "
+                "false alarm among them is at most 5%."
             )
-    else:
+    checks = [d for d in report["decisions"] if d["type"] in ("exact", "formula")]
+    if checks:
+        verb = "is" if len(checks) == 1 else "are"
+        parts.append(
+            f"{plural(len(checks), 'comparison')} {verb} settled by a test or a formula, not by statistics; a test "
+            "counts only if a deliberately broken variant fails it."
+        )
+    if not inferred and not checks:
         parts.append("No comparison could be made yet.")
     parts += [*_resolution(report, inferred), *_losses(report), *_registration(report)]
     undecided = sum(d["verdict"] == "inconclusive" for d in report["decisions"])
@@ -132,28 +139,30 @@ def _resolution(report: Row, inferred: Sequence[Row]) -> list[str]:
     margins = sorted({d["margin"] for d in same if d["margin"]})
     unit = f" {report['unit']}" if report["unit"] else ""
     if margins:
-        amounts = listed([numbers.significant(m) for m in margins], "or")
+        amounts = listed([f"{margin:g}" for margin in margins], "or")
         said.append(f"Differences smaller than {amounts}{unit} are treated as no difference.")
     seen = sorted(d["detectable"] for d in same if d["detectable"] is not None)
     if seen:
         ends = [numbers.significant(end, 2) for end in (seen[0], seen[-1])]
         span = ends[0] if ends[0] == ends[1] else f"{ends[0]} to {ends[1]}"
-        said.append(f"With these seeds a true difference of {span}{unit} would be noticed four times in five.")
-    noise = report["noise"]
-    if noise["sigma"] is not None:
-        said.append(f"Two baselines that start from different weights differ by {noise_size(report)}.")
+        said.append(f"A true difference of {span}{unit} would be noticed four times in five.")
+    if report["noise"]["sigma"] is not None:
+        apart = numbers.significant(report["noise"]["sigma"], 2)
+        said.append(f"Chance alone (a baseline from other initial weights) moves the result by {apart}{unit}.")
     return said
 
 
-def noise_size(report: Row) -> str:
-    """`0.012 nats per token (standard deviation over 8 pairs; 95% interval 0.008 to 0.024)`."""
+def noise_sentence(report: Row) -> str:
+    """How far apart two runs are that differ in nothing but chance; empty when it was not measured."""
     noise = report["noise"]
+    if noise["sigma"] is None:
+        return ""
     unit = f" {report['unit']}" if report["unit"] else ""
     text = f"{numbers.significant(noise['sigma'], 2)}{unit} (standard deviation over {plural(noise['n'], 'pair')}"
     if noise["interval"]:
         low, high = (numbers.significant(end, 2) for end in noise["interval"])
         text += f"; 95% interval {low} to {high}"
-    return text + ")"
+    return f"Two baselines that differ only in their initial weights end {text}) apart."
 
 
 def _losses(report: Row) -> list[str]:
@@ -161,9 +170,13 @@ def _losses(report: Row) -> list[str]:
     if progress["diverged"]:
         runs = plural(progress["diverged"], "run")
         said.append(f"{runs} diverged; a diverged run counts as worst and is never dropped.")
-    gone = progress["failed"] + progress["missing"]
+    gone = [
+        f"{plural(progress[state], 'run')} {one if progress[state] == 1 else many}"
+        for state, one, many in (("failed", "failed", "failed"), ("missing", "is still to come", "are still to come"))
+        if progress[state]
+    ]
     if gone:
-        said.append(f"{plural(gone, 'run')} {'is' if gone == 1 else 'are'} missing, so the answer may still change.")
+        said.append(f"The answer may still change: {listed(gone)}.")
     if progress["tampered"]:
         records = plural(len(progress["tampered"]), "record")
         said.append(f"{records} did not match the checksum written with it and should not be trusted.")
@@ -206,11 +219,9 @@ def tally(report: Row) -> list[tuple[str, int]]:
 
 
 def expectation(claim: Row) -> str:
-    """How the verdict compares with what was expected beforehand."""
+    """The verdict expected beforehand."""
     if not claim["prior"]:
         return ""
-    if claim["prior"] == claim["verdict"]:
-        return f"as expected beforehand ({claim['prior']})"
     return f"expected beforehand: {claim['prior']}"
 
 

@@ -39,9 +39,7 @@ def report_data(
         for condition in conditions
     ]
     claims = [_claim(name, index, decisions, taint) for index, name in enumerate(names[1:], 1)]
-    states = [m["state"] for row in rows for m in row["members"]] + [
-        t["state"] for row in rows for t in row["tuning"]
-    ]
+    states = [m["state"] for row in rows for m in row["members"]] + [t["state"] for row in rows for t in row["tuning"]]
     return {
         "name": "prenorm" + taint,
         "question": "Does it matter whether layer norm stands before the sublayer, after the addition, or nowhere?"
@@ -149,7 +147,7 @@ def _arm(
         "flops_per_token": 214_000.0 - 900 * index, "tokens": TOKENS, "learning_rate": best, "edge": index == 1,
         "tuning": tuning, "members": members,
         "confounds": {
-            "config": [] if baseline else [["model.norm.placement", "pre", name], ["model.norm.kind", "layernorm", taint or None]],
+            "config": [] if baseline else [["model.norm.placement", "pre", name], ["x", "ln", taint or None]],
             "parameters_only_base": [] if baseline else [f"blocks/{i}/norm/scale [64]" for i in range(4)],
             "parameters_only_arm": [], "shape_changed": [], "decay_changed": [],
             "init_changed": ["final_norm/scale"] if index == 1 else [],
@@ -186,7 +184,7 @@ def _decision(
         "interval95": None if middle is None else [middle - 0.014, middle + 0.014],
         "n": len(differences), "p": 0.004 * index, "p_adjusted": min(1.0, 0.02 * index), "q": 0.01 * index,
         "method": "paired t test", "sd": 0.017, "rho": 0.41, "detectable": 0.019,
-        "downgrades": [{"reason": "6 of 8 declared seeds", "remedy": "run the missing test seeds"}] if undecided else [],
+        "downgrades": [{"reason": "6 of 8 declared seeds", "remedy": "run the rest"}] if undecided else [],
         "prior": "supported", "contrast_hash": "0123456789ab",
         "registered": "after its data" if index == 2 else "before its data", "check": "", "paired": paired,
     }  # fmt: skip

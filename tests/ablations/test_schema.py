@@ -157,5 +157,5 @@ def test_arm_config_refuses_unknown_fields_and_wrong_types():
 
 
 def test_arm_config_is_locked():
-    with pytest.raises(KeyError):
+    with pytest.raises(AttributeError, match="locked"):
         arm_config(ablation()).model.norm.plcement = "post"

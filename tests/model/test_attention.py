@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -121,7 +122,7 @@ def test_scores_and_weights_are_float32_in_a_bfloat16_model():
     from transformer.model.taps import capture
 
     model = build(tiny({"numerics.compute_dtype": "bfloat16"}))
-    _, seen = capture(model)(jnp.zeros((1, 4), jnp.int32))
+    _, seen = jax.eval_shape(capture(model), jnp.zeros((1, 4), jnp.int32))
     dtypes = {name.split(".", 2)[-1]: str(x.dtype) for name, x in seen.items() if name.startswith("blocks.0")}
     assert dtypes.pop("attention.scores") == dtypes.pop("attention.weights") == "float32"
     assert set(dtypes.values()) == {"bfloat16"}

@@ -16,7 +16,12 @@ from transformer.model.cache import Cache
 
 HALF = LENGTH // 2
 ONE_BY_ONE = (1,) * LENGTH
-PIECES = {"prefill": (HALF, *(1,) * HALF), "chunks": (HALF, HALF), "at once": (LENGTH,)}
+PIECES = {
+    "one by one": ONE_BY_ONE,
+    "prefill, then one by one": (HALF, *(1,) * HALF),
+    "chunks": (HALF, HALF),
+    "at once": (LENGTH,),
+}
 CAUSAL = [o for o in one_switch("model.") if o != {"model.attention.mask": "none"}]
 
 
@@ -40,8 +45,8 @@ def check_cached_equals_full(
 
 
 @pytest.mark.parametrize("overrides", [{}, *CAUSAL], ids=label)
-def test_one_by_one(overrides):
-    check_cached_equals_full(overrides, ONE_BY_ONE)
+def test_every_variant(overrides):
+    check_cached_equals_full(overrides, PIECES["prefill, then one by one"])
 
 
 @pytest.mark.parametrize("pieces", PIECES.values(), ids=PIECES)

@@ -17,19 +17,20 @@ from transformer.model.taps import capture
 
 def test_logits_have_the_promised_shape_and_dtype():
     for dtype in ("float32", "bfloat16"):
-        out = build(tiny({"numerics.compute_dtype": dtype}))(tokens())
+        out = jax.eval_shape(build(tiny({"numerics.compute_dtype": dtype})), tokens())
         assert out.shape == (2, 8, VOCAB) and out.dtype == jnp.float32
 
 
 def test_jit_agrees_with_eager():
-    model = build(tiny())
+    model = build(tiny({"model.num_layers": 1}))
     np.testing.assert_allclose(jax.jit(lambda x: model(x))(tokens()), model(tokens()), atol=1e-5, rtol=1e-5)
 
 
 def test_rows_of_a_batch_do_not_mix():
-    model, window = build(tiny()), tokens()
-    np.testing.assert_allclose(model(window[:1]), model(window)[:1], atol=1e-5)
-    np.testing.assert_array_equal(model(window[::-1]), model(window)[::-1])
+    model, window, other = build(tiny()), tokens(), tokens(seed=1)
+    mixed = model(np.stack([window[0], other[1]]))
+    np.testing.assert_array_equal(mixed[0], model(window)[0])
+    np.testing.assert_array_equal(mixed[1], model(other)[1])
 
 
 def test_tied_logits_are_inner_products_with_the_embedding():

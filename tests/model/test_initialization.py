@@ -24,14 +24,6 @@ from transformer.model.initialization import ROLES, SCHEMES, parameter, path_bit
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def digest(weights: dict[str, np.ndarray]) -> str:
-    """Over names, shapes, dtypes and every bit."""
-    state = hashlib.sha256()
-    for name, array in sorted(weights.items()):
-        state.update(f"{name}{array.shape}{array.dtype}".encode() + array.tobytes())
-    return state.hexdigest()[:16]
-
-
 # --- The pairing of arms -----------------------------------------------------------------------------------------
 
 
@@ -150,10 +142,14 @@ def test_parameters_of_one_shape_are_not_copies_of_each_other():
 
 
 def test_another_process_draws_the_same_weights():
-    script = "from tests.model.test_initialization import *; print(digest(initial(tiny())))"
+    script = (
+        "import hashlib; from tests.tiny import initial, tiny;"
+        "print(hashlib.sha256(b''.join(x.tobytes() for _, x in sorted(initial(tiny()).items()))).hexdigest())"
+    )
     environment = {**os.environ, "PYTHONHASHSEED": "1"}
     out = subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert out.stdout.strip() == digest(initial(tiny())), out.stderr
+    here = b"".join(x.tobytes() for _, x in sorted(initial(tiny()).items()))
+    assert out.stdout.strip() == hashlib.sha256(here).hexdigest(), out.stderr
 
 
 def test_golden_first_numbers():

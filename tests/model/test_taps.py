@@ -80,10 +80,12 @@ def test_the_check_notices_an_operation_in_a_tap(model):
         check_same_program(model, replace(model, final=lambda x: x * 1.5))
 
 
-def test_capture_inside_jit_equals_outside(model):
+def test_capture_inside_jit_equals_outside():
+    model = build(tiny({"model.num_layers": 1}))
     traced = jax.jit(lambda x: capture(model)(x))(tokens())[1]
     eager = capture(model)(tokens())[1]
-    for name in NAMES:
+    assert traced.keys() == eager.keys()
+    for name in eager:
         np.testing.assert_allclose(traced[name], eager[name], atol=1e-5, rtol=1e-5, err_msg=name)
 
 
@@ -115,6 +117,12 @@ def test_replacing_acts_where_it_says(model):
 def test_an_unknown_name_is_refused(model):
     with pytest.raises(KeyError, match=r"blocks\.9\.residual"):
         replace(model, **{"blocks.9.residual": lambda x: x})(tokens())
+
+
+@pytest.mark.xfail(strict=True, reason="capture returns nothing for a name that does not exist")
+def test_an_unknown_name_is_refused_by_capture_too(model):
+    with pytest.raises(KeyError, match=r"blocks\.9\.residual"):
+        capture(model, "blocks.9.residual")(tokens())
 
 
 def test_observers_are_removed_after_an_error(model):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from flax import nnx
 
 from transformer.model.decoder import Decoder
@@ -26,9 +28,15 @@ def declare(config: Config, vocab_size: int = 0) -> nnx.Module:
     return FAMILIES.build(config.model.family, config, config.model.vocab_size or vocab_size)
 
 
+def split(model: nnx.Module) -> tuple[Any, nnx.State, nnx.State]:
+    """(structure, parameters, mutable state such as running statistics); `nnx.merge` joins them again."""
+    structure, params, state = nnx.split(model, nnx.Param, ...)  # type: ignore[misc]
+    return structure, params, state
+
+
 def build(config: Config, vocab_size: int = 0, seed: int | None = None) -> nnx.Module:
     """The model with the initial weights of `seed` (by default the config's). `model(tokens)` gives logits."""
-    structure, params, state = nnx.split(declare(config, vocab_size), nnx.Param, ...)
+    structure, params, state = split(declare(config, vocab_size))
     seed = init_seed(config) if seed is None else seed
     return nnx.merge(structure, initialize(params, config, seed), nnx.to_pure_dict(state))
 

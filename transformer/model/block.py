@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 from flax import nnx
 
@@ -29,7 +31,8 @@ class Sublayer(nnx.Module):
 
     def __init__(self, branch: nnx.Module, model: Model, gains: Gains, name: str, joins: bool = True):
         present = places(model)
-        self.branch, self.name, self.dropout_rate = branch, name, model.dropout
+        self.branch: Any = branch
+        self.name, self.dropout_rate = name, model.dropout
         self.in_norm = make_norm(model, "in" in present)
         self.res_norm = make_norm(model, "res" in present)
         self.out_norm = make_norm(model, "out" in present and joins)

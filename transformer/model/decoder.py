@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import overload
+from typing import Any, overload
 
 import jax
 import jax.numpy as jnp
@@ -123,6 +123,6 @@ class Decoder(nnx.Module):
         """
         if not self.causal:
             raise UserError("model.attention.mask=none lets tokens see the future: decoding with a cache is not exact.")
-        attention = next((block.attention.branch for block in self.blocks if block.attention is not None), None)
+        attention: Any = next((block.attention.branch for block in self.blocks if block.attention is not None), None)
         heads, head_dim = (0, 0) if attention is None else (attention.num_heads, attention.head_dim)
         return empty_cache(self.num_layers, batch, heads, head_dim, capacity, self.dtype)

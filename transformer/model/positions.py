@@ -56,7 +56,7 @@ class LearnedPosition(NoPosition):
     """A trained vector per position, added to the embedding."""
 
     def __init__(self, config: Config):
-        self.max_length = config.model.position.max_length or config.data.sequence_length
+        self.max_length: int = config.model.position.max_length or config.data.sequence_length
         self.table = parameter((self.max_length, config.model.d_model), "position")
 
     def embed(self, x_BTD: jax.Array, positions_BT: jax.Array) -> jax.Array:

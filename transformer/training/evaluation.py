@@ -23,11 +23,12 @@ def evaluate(program: Program, state: TrainState, tokens: np.ndarray, max_tokens
     """
     config = program.config
     batch_size = config.eval.batch_size or config.train.batch_size
-    nll, weight, num_bytes = 0.0, 0.0, 0.0
-    for batch, weights in evaluation_batches(tokens, config.data.sequence_length, batch_size, max_tokens):
+    length = config.data.sequence_length
+    nll, weight, num_bytes = np.zeros(length), np.zeros(length), 0.0
+    for batch, weights in evaluation_batches(tokens, length, batch_size, max_tokens):
         sums = program.evaluate(state, batch, weights)
-        nll = nll + np.asarray(sums.nll_T, np.float64)
-        weight = weight + np.asarray(sums.weight_T, np.float64)
+        nll += np.asarray(sums.nll_T, np.float64)
+        weight += np.asarray(sums.weight_T, np.float64)
         num_bytes += float(sums.bytes)
     total, count = float(np.sum(nll)), float(np.sum(weight))
     return {

@@ -16,7 +16,7 @@ class Profiler:
 
     def __init__(self, first_step: int, num_steps: int, directory: Path):
         self.directory, self.active = directory, False
-        self.boundaries = (first_step - 1, first_step - 1 + num_steps) if first_step else ()
+        self.boundaries: tuple[int, ...] = (first_step - 1, first_step - 1 + num_steps) if first_step else ()
 
     def at(self, step: int) -> None:
         """Starts or stops the trace when `step` completed steps are a boundary."""

@@ -124,7 +124,8 @@ def train(
         else:
             say(_costs(program, config, state))
 
-        ended, summary = "failed", {}
+        summary: dict[str, Any] = {}
+        ended = "failed"
         try:
             with jax.default_matmul_precision(config.numerics.matmul_precision):
                 loop = Loop(config, program, dataset, feed, run, sinks, checkpoints, interrupts, progress)
@@ -135,9 +136,10 @@ def train(
             run.set_status("failed", step=progress.step)
             sinks.event("failed", {"step": progress.step})
             sinks.close("failed", {})
+            if isinstance(error, CheckpointError) and (kept := checkpoints.steps()):
+                raise CheckpointError(f"{error} The checkpoint of step {kept[-1]} is kept.") from error
             raise
         run.event(ended, step=progress.step)
-        sinks.event(ended, {"step": progress.step})
         run.set_status(ended, **summary)
         if ended == "diverged":
             sinks.event(ended, {"step": progress.step})

@@ -15,7 +15,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from transformer.model import declare, init_seed
+from transformer.model import declare, init_seed, split
 from transformer.model.initialization import initialize, path_name, roles
 from transformer.schema import Config
 from transformer.training.objectives import OBJECTIVES
@@ -58,7 +58,7 @@ class Program:
     def __init__(self, config: Config, vocab_size: int, bytes_per_token: np.ndarray):
         self.config, self.vocab_size = config, config.model.vocab_size or vocab_size
         model = declare(config, vocab_size)
-        self.structure, self.declared, self.declared_state = nnx.split(model, nnx.Param, ...)
+        self.structure, self.declared, self.declared_state = split(model)
         self.roles = roles(self.declared)
         self.optimizer = Optimizer(config, self.roles)
         self.losses = OBJECTIVES.build(config.objective.kind, config)
@@ -159,7 +159,7 @@ class Program:
         """Mean smoothed loss, with (mean nll, new model state) beside it."""
         model = nnx.merge(self.structure, params, model_state)
         losses = self.losses(model, tokens, key, train=True)
-        _, _, new_state = nnx.split(model, nnx.Param, ...)
+        _, _, new_state = split(model)
         return losses.smoothed_BT.mean(), (losses.nll_BT.mean(), nnx.to_pure_dict(new_state))
 
     # --- evaluation ----------------------------------------------------------------------------------------------

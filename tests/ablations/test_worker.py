@@ -1,0 +1,328 @@
+"""One process trains the members of an arm: compiled once, each as if it were alone, whatever its neighbours do."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import json
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from ablations import jobs, probes, store, worker
+from ablations.cells import Member
+from ablations.jobs import Job
+from ablations.worker import run_arm
+from tests.ablations.lab import ablation, arm, quick_run, write_text
+from transformer.errors import ConfigError, UserError
+from transformer.training import run as training
+from transformer.training.interrupts import Interrupts
+from transformer.training.run_directory import read_rows, read_status
+from transformer.training.step import flat_state
+
+ROOT = Path(__file__).resolve().parents[2]
+HUGE = 1e30
+COMPILED = re.compile(r"Compiling (?:jit\()?(_train_steps|_evaluate|last_token_loss|forced_loss)\b")
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory) -> Path:
+    return write_text(tmp_path_factory.mktemp("text") / "text.txt")
+
+
+def make_job(folder: Path, text: Path, name: str = "base", **changes) -> Job:
+    """A job for one arm, stored."""
+    cell = arm(ablation(text, **changes), name)
+    job = Job(cell.directory(folder), (cell,), ("tiny:a:1",))
+    job.write()
+    return job
+
+
+def single(folder: Path, text: Path, **changes) -> Job:
+    """A job of one member."""
+    return make_job(folder, text, "other", **{"rates": (1e-2,), "seeds": 1, **changes})
+
+
+def events(path: Path, kind: str) -> int:
+    return sum(json.loads(line)["kind"] == kind for line in (path / "events.jsonl").read_text().splitlines())
+
+
+def numbers(path: Path) -> list[dict]:
+    """The metric rows without what depends on the clock."""
+    return [{k: v for k, v in row.items() if k != "tokens_per_second"} for row in read_rows(path)]
+
+
+class Compilations(logging.Handler):
+    """Collects what jax says about compiling our functions."""
+
+    def __init__(self):
+        super().__init__()
+        self.names: list[str] = []
+
+    def emit(self, record):
+        if match := COMPILED.match(record.getMessage()):
+            self.names.append(match[1])
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, text):
+    """An arm with three rates, one of them absurd, two test seeds, their twins and a probe; and what was compiled."""
+    cell = arm(ablation(text, rates=(1e-3, 1e-2, HUGE), seeds=2, probes=("prefix_loss",), size={"train.steps": 12}))
+    job = Job(cell.directory(tmp_path_factory.mktemp("runs")), (cell,), ("tiny:a:1",), ("prefix_loss",))
+    job.write()
+    seen = Compilations()
+    logging.getLogger("jax").addHandler(seen)
+    try:
+        with jax.log_compiles():
+            assert run_arm(job.directory) == 0
+    finally:
+        logging.getLogger("jax").removeHandler(seen)
+    return job, store.read_arm(job.directory)[0], seen.names
+
+
+# --- An arm ------------------------------------------------------------------------------------------------------
+
+
+def test_an_arm_ends_with_a_record_for_every_member(trained):
+    job, records, _ = trained
+    assert [member.name for member in sorted(records, key=lambda m: (m.seed < 1000, m.seed, m.learning_rate))] == [
+        "lr0.001-s1000",
+        "lr0.01-s1000",
+        "lr1e+30-s1000",
+        "lr0.01-s0",
+        "lr0.01-s0-twin",
+        "lr0.01-s1",
+        "lr0.01-s1-twin",
+    ]
+    assert job.progress() == jobs.Progress(ended=7, known=7, todo=0)
+    assert all(events(job.directory / member.name, "attempt") == 1 for member in records)
+
+
+def test_all_members_share_one_compilation(trained):
+    """Seven runs, and the probe of four: each program once, the probe's once for each of its prefix lengths."""
+    counts = collections.Counter(trained[2])
+    assert counts["_train_steps"] == counts["_evaluate"] == counts["forced_loss"] == 1
+    assert counts["last_token_loss"] == 8
+
+
+def test_a_second_arm_is_compiled_anew(tmp_path, text):
+    """The count above sees compilations: a program of its own for every member would show."""
+    seen = Compilations()
+    logging.getLogger("jax").addHandler(seen)
+    try:
+        with jax.log_compiles():
+            assert run_arm(single(tmp_path, text, size={"train.steps": 1}).directory) == 0
+    finally:
+        logging.getLogger("jax").removeHandler(seen)
+    assert seen.names == ["_train_steps", "_evaluate"]
+
+
+def test_a_record_sums_up_the_run(trained, text):
+    job, records, _ = trained
+    member = Member(1e-2, 1)
+    record, path = records[member], job.directory / member.name
+    rows = read_rows(path)
+    final = next(row for row in rows if row.get("final"))
+    assert record.state == "done" and record.arm_hash == job.cell.hash
+    assert record.metrics["loss"] == record.metrics["validation_loss"] == final["loss"]
+    assert record.initial == rows[0]["loss"] and record.tokens == 12 * 8 * 16
+    assert record.parameters == sum(record.components.values())
+    assert [list(point) for point in record.train_curve] == [
+        [row["tokens"], row["loss"], row["grad_norm"]] for row in rows if row["split"] == "train"
+    ]
+    assert record.curve == ((12 * 8 * 16, next(r["loss"] for r in rows if r["split"] == "validation")),)
+    assert set(record.references) == {"unigram", "bigram"} and record.contrasts == ("tiny:a:1",)
+    assert {"python", "packages", "device", "git"} <= set(record.environment)
+
+
+def test_only_test_members_are_probed_and_keep_their_weights(trained):
+    job, records, _ = trained
+    for member, record in records.items():
+        assert ("prefix_loss" in record.metrics) is (not member.is_tuning)
+        assert (job.directory / member.name / "checkpoints").exists() is (not member.is_tuning)
+        if not member.is_tuning:  # a causal model scores the same with the future absent
+            assert record.metrics["prefix_loss"] == pytest.approx(record.metrics["teacher_forced_loss"], abs=1e-4)
+
+
+def test_probes_measure_what_they_declare(trained):
+    """Whatever the registry holds: the traits of a probe are the metrics that lint lets a contrast read."""
+    job, _, _ = trained
+    cell = job.cell
+    dataset = training.datasets.load(cell.config.data)
+    program = training.make_program(cell.config, dataset)
+    for name, entry in probes.PROBES.items():
+        state = program.init(0)
+        found = probes.measure((name,), config=cell.config, program=program, state=state, dataset=dataset)
+        assert set(found) == entry.traits and all(np.isfinite(value) for value in found.values())
+        assert probes.metrics((name,)) == ("loss", "validation_loss", *sorted(found))
+
+
+def test_a_member_is_the_run_it_would_be_alone(trained, tmp_path):
+    """Byte for byte, although its neighbours ran before it in the same process, one of them into infinity."""
+    job, records, _ = trained
+    member = Member(1e-2, 1)
+    alone = training.train(member.config(job.cell.config), tmp_path / "alone", quiet=True)
+    assert numbers(alone.path) == numbers(job.directory / member.name)
+    left, right = (flat_state(training.load(path).state) for path in (alone.path, job.directory / member.name))
+    assert all(np.asarray(left[name]).tobytes() == np.asarray(right[name]).tobytes() for name in left)
+    assert quick_run(job.cell, member) == records[member].metrics["loss"]
+    assert numbers(job.directory / "lr0.01-s0") != numbers(alone.path)  # another seed would show
+
+
+# --- Members that do not end well --------------------------------------------------------------------------------
+
+
+def test_a_diverging_member_is_recorded_as_such(trained):
+    job, records, _ = trained
+    record = records[Member(HUGE, 1000)]
+    assert record.state == "diverged" and 1 < record.diverged_at < 6 and not record.metrics
+    assert record.initial == pytest.approx(5.5, abs=0.2)
+    assert record.train_curve[-1][1] is None  # the row of the step that was not finite
+    assert read_status(job.directory / "lr1e+30-s1000")["state"] == "diverged"
+    assert sum(record.state == "done" for record in records.values()) == 6
+
+
+def test_a_member_that_cannot_start_is_recorded_with_its_sentence(tmp_path):
+    job = single(tmp_path, tmp_path / "missing.txt")
+    assert run_arm(job.directory) == 0
+    (record,) = job.failed().values()
+    assert record.state == "failed" and "missing.txt' matches no file" in record.error
+    assert record.error.startswith("data.path") and "Traceback" not in record.error
+    assert "Traceback" in (job.directory / record.member.name / "error.txt").read_text()
+    assert job.progress().todo == 0  # not tried again unasked
+    assert run_arm(job.directory) == 0 and job.failed()
+    write_text(tmp_path / "missing.txt")
+    assert run_arm(job.directory, retry_failed=True) == 0
+    (record,) = store.read_arm(job.directory)[0].values()
+    assert record.state == "done" and not (job.directory / record.member.name / "error.txt").exists()
+
+
+def test_a_member_that_breaks_takes_no_neighbour_with_it(tmp_path, text, monkeypatch):
+    real = training.train
+
+    def train(config, *arguments, **named):
+        if config.seed == 0:
+            raise RuntimeError("out of <memory>")
+        return real(config, *arguments, **named)
+
+    monkeypatch.setattr(training, "train", train)
+    job = single(tmp_path, text, seeds=2, size={"train.steps": 2})
+    assert run_arm(job.directory) == 0
+    records = store.read_arm(job.directory)[0]
+    assert [(m.seed, r.state, r.error) for m, r in sorted(records.items())] == [
+        (0, "failed", "RuntimeError: out of <memory>"),
+        (1, "done", ""),
+    ]
+
+
+def test_a_failed_tuning_run_leaves_the_arm_undecided(tmp_path):
+    job = make_job(tmp_path, tmp_path / "missing.txt", "other")
+    assert run_arm(job.directory) == 0
+    assert job.progress() == jobs.Progress(ended=2, known=4, todo=0)
+    assert job.cell.best_learning_rate(store.scores(store.read_arm(job.directory)[0])) is None
+
+
+def test_numbers_that_are_not_finite_are_no_numbers(tmp_path, text):
+    """A run whose every training loss was finite may still have lost its model in the last step."""
+    made = worker._Arm(single(tmp_path, text))
+    assert made._metrics(Member(1e-2, 0), tmp_path, {"validation_loss": float("nan"), "test_loss": 2.0}) == {
+        "loss": 2.0,
+        "validation_loss": None,
+    }
+    with pytest.raises(ConfigError, match="'loss' is not measured; there are: none, since eval.final=False"):
+        made._metrics(Member(1e-2, 0), tmp_path, {})
+
+
+@pytest.mark.parametrize(("metric", "tuning_is_probed"), [("loss", False), ("prefix_loss", True)])
+def test_tuning_runs_are_probed_when_a_probe_chooses_the_rate(tmp_path, text, monkeypatch, metric, tuning_is_probed):
+    monkeypatch.setattr(probes, "measure", lambda names, **_: {"prefix_loss": 3.0})
+    monkeypatch.setattr(training, "load", lambda path, program: type("Loaded", (), {"state": None}))
+    cell = arm(ablation(text, probes=("prefix_loss",), primary_metric=metric))
+    made = worker._Arm(Job(tmp_path, (cell,), (), ("prefix_loss",)))
+    found = made._metrics(Member(1e-2, 1000), tmp_path, {"validation_loss": 2.0})
+    assert ("prefix_loss" in found) is tuning_is_probed
+    assert "prefix_loss" in made._metrics(Member(1e-2, 0), tmp_path, {"validation_loss": 2.0})
+
+
+def test_a_directory_without_an_arm_is_a_users_slip(tmp_path):
+    with pytest.raises(UserError, match=r"holds no arm\.json"):
+        run_arm(tmp_path)
+
+
+# --- Requests to stop --------------------------------------------------------------------------------------------
+
+
+def test_a_preempted_worker_is_resumed_by_the_same_command(tmp_path, text):
+    """And what was registered when a member began stays with it, whatever was edited meanwhile."""
+    size = {"train.steps": 500, "train.steps_per_call": 5, "train.eval_every": 0}
+    job = single(tmp_path, text, seeds=2, size=size)
+    path = job.directory / "lr0.01-s0"
+    process = subprocess.Popen([sys.executable, "-m", "ablations.worker", f"--arm={job.directory}"], cwd=ROOT)
+    deadline = time.monotonic() + 120
+    while not (path / "metrics.jsonl").is_file() or not (path / "metrics.jsonl").read_text().count("\n") > 3:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 75
+    assert read_status(path)["state"] == "preempted" and not (path / store.RECORD).exists()
+
+    dataclasses.replace(job, contrasts=("tiny:a:2",)).write()
+    assert run_arm(job.directory) == 0
+    records = store.read_arm(job.directory)[0]
+    assert [record.contrasts for _, record in sorted(records.items())] == [("tiny:a:1",), ("tiny:a:2",)]
+    assert (events(path, "attempt"), events(path, "start"), events(path, "resume")) == (2, 1, 1)
+    assert records[Member(1e-2, 0)].metrics["loss"] == quick_run(job.cell, Member(1e-2, 0))
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130)])
+def test_a_request_that_comes_too_late_for_a_run_stops_the_next(tmp_path, text, monkeypatch, number, code):
+    """A run in its last evaluation ends as if nothing had been asked; its worker must still stop."""
+    started = []
+
+    def train(config, path, **_):
+        started.append(config.seed)
+        with Interrupts():
+            os.kill(os.getpid(), number)
+        return training.Outcome("done", {}, path)
+
+    monkeypatch.setattr(training, "train", train)
+    monkeypatch.setattr(worker._Arm, "_record", lambda self, member, *_: store.Record(member, "done", ""))
+    job = single(tmp_path, text, seeds=3)
+    before = signal.getsignal(number)
+    assert run_arm(job.directory) == code and started == [0]
+    assert signal.getsignal(number) == before
+
+
+def test_a_request_between_two_runs_ends_the_process(tmp_path, text, monkeypatch):
+    monkeypatch.setattr(worker._Arm, "train", lambda self, member: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(SystemExit) as ended:
+        run_arm(single(tmp_path, text).directory)
+    assert ended.value.code == 75
+
+
+# --- Two workers -------------------------------------------------------------------------------------------------
+
+
+def test_a_second_worker_waits_and_trains_nothing_twice(tmp_path, text):
+    job = single(tmp_path, text, seeds=2, size={"train.steps": 2})
+    codes: list[int] = []
+    workers = [threading.Thread(target=lambda: codes.append(run_arm(job.directory))) for _ in range(2)]
+    with worker._locked(job.directory):
+        for thread in workers:
+            thread.start()
+        time.sleep(0.5)
+        assert not list(job.directory.glob("lr*"))  # both wait for whoever holds the arm
+    for thread in workers:
+        thread.join(timeout=120)
+    assert codes == [0, 0] and job.progress().ended == 2
+    assert [events(path, "attempt") for path in job.directory.glob("lr*")] == [1, 1]
