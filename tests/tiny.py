@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -35,6 +35,17 @@ NEEDED: dict[tuple[str, Any], dict[str, Any]] = {
     ("data.source", "tfds"): {"data.tfds_name": "some_corpus"},
 }
 
+# Without what an entry does not show in a model this small, or does not go with OVERRIDES.
+SHOWN: dict[tuple[str, Any], dict[str, Any]] = {
+    ("model.init.scheme", kind): {"model.init.std": 0.02}
+    for kind in ("lecun", "lecun_depth", "xavier", "fixup", "deepnorm")
+}
+
+
+def company(path: str, kind: Any) -> dict[str, Any]:
+    """What an entry is set together with."""
+    return {**NEEDED.get((path, kind), {}), **SHOWN.get((path, kind), {})}
+
 
 def nested(flat: dict[str, Any]) -> dict[str, Any]:
     """{dotted path: value} -> nested dicts, as a config file would write them."""
@@ -57,7 +68,7 @@ def one_switch(*prefixes: str) -> list[dict[str, Any]]:
     """Overrides that set one choice field under `prefixes` to an entry that is not its default, for every such entry:
     a new entry joins the tests by being registered."""
     return [
-        {info.path: kind, **NEEDED.get((info.path, kind), {})}
+        {info.path: kind, **company(info.path, kind)}
         for info in schema()
         if info.path.startswith(prefixes)
         for kind in info.kinds
@@ -66,15 +77,12 @@ def one_switch(*prefixes: str) -> list[dict[str, Any]]:
 
 
 def traits(overrides: dict[str, Any]) -> frozenset[str]:
-    """What the entries named in some overrides say about themselves."""
-    found: frozenset[str] = frozenset()
-    for path, value in overrides.items():
-        *parents, name = path.split(".")
-        node: Any = Config()
-        for parent in parents:
-            node = getattr(node, parent)
-        if name in {f.name for f in dataclasses.fields(node)} and (registry := registry_of(type(node), name)):
-            found |= registry[value].traits
+    """The traits of all entries that overrides choose."""
+    config, found = tiny(overrides), frozenset()
+    for path, kind in overrides.items():
+        *parents, leaf = path.split(".")
+        registry = registry_of(type(functools.reduce(getattr, parents, config)), leaf)
+        found |= registry[kind].traits if registry else frozenset()
     return found
 
 
@@ -120,7 +128,7 @@ def other_value(info: FieldInfo, base: dict[str, Any] = OVERRIDES) -> tuple[dict
     context: dict[str, Any] = {}
     if info.used_by:
         path, kinds = readers(info)
-        context = {path: kinds[0], **NEEDED.get((path, kinds[0]), {})}
+        context = {path: kinds[0], **company(path, kinds[0])}
     current = {**base, **context}.get(info.path, info.default)
     if info.path in OTHER:
         value = next(value for value in OTHER[info.path] if value != current)
@@ -136,7 +144,7 @@ def other_value(info: FieldInfo, base: dict[str, Any] = OVERRIDES) -> tuple[dict
         value = ("tag",)
     else:
         value = "another"
-    return context, {**context, info.path: value, **NEEDED.get((info.path, value), {})}
+    return context, {**context, info.path: value, **company(info.path, value)}
 
 
 def tokens(batch: int = 2, length: int = LENGTH, seed: int = 0) -> np.ndarray:

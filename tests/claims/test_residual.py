@@ -19,13 +19,8 @@ from transformer.training.step import Program
 
 BOTH = ("attention", "ffn")
 # Kernels that keep the variance of what they read, and a stream of unit variance to read.
-UNIT = {
-    "d_model": 64,
-    "attention__num_heads": 4,
-    "init__scheme": "lecun",
-    "init__depth_scaled": False,
-    "init__std": 1.0,
-}
+LECUN = {"init__scheme": "lecun", "init__std": 0.02, "embedding__scale": 0.0}
+UNIT = {"d_model": 64, "attention__num_heads": 4, **LECUN}
 NO_SKIP = {f"residual__{part}__skip_gain": 0.0 for part in BOTH}
 
 
@@ -175,13 +170,13 @@ def check_near_identity(**overrides: Any) -> None:
 
 USUAL = {
     "GPT-2": {"init__std": 0.02},
-    "0.02 throughout": {"init__std": 0.02, "init__depth_scaled": False},
-    "LeCun, unit embeddings": {"init__scheme": "lecun", "init__depth_scaled": False, "init__std": 1.0},
+    "0.02 throughout": {"init__scheme": "plain", "init__std": 0.02},
+    "LeCun, unit embeddings": LECUN,
 }
 MADE_FOR_IT = {
-    "LeCun over depth, unit embeddings": {"init__scheme": "lecun", "init__std": 1.0},
+    "LeCun over depth, unit embeddings": {**LECUN, "init__scheme": "lecun_depth"},
     "GPT-2, unit embeddings": {"init__std": 0.02, "embedding__scale": 50.0},
-    "zeroed outputs": {"init__scheme": "zero_output"},
+    "zeroed outputs": {"init__scheme": "zero"},
     "ReZero": {f"residual__{part}__branch_gain": "learned_zero" for part in BOTH},
 }
 
@@ -251,10 +246,9 @@ DEPTHS = (2, 6, 16)
 @functools.cache
 def gradients(placement: str, layers: int) -> dict[str, tuple[float, float]]:
     """Gradient norms at the initial weights in the first and the last layer, by matrix."""
-    made = model(norm__placement=placement, num_layers=layers, embedding__scale=1.0, embedding__tie=False, **UNIT)
+    made = model(norm__placement=placement, num_layers=layers, embedding__tie=False, **UNIT)
     structure, params = nnx.split(made)
     params = nnx.to_pure_dict(params)
-    params["unembedding"]["kernel"] = params["unembedding"]["kernel"] / 8  # logits of unit size
     window = tokens(batch=2, length=17)
 
     def loss(params):
@@ -338,7 +332,7 @@ def output_changes(placement: str) -> np.ndarray:
             return through_blocks(nnx.merge(structure, params), x, context(length=length))  # noqa: B023
 
         def output(params):
-            y = np.asarray(jax.vmap(of_one)(params, x), np.float64)  # noqa: B023
+            y = np.asarray(jax.vmap(of_one)(params, x), np.float64)
             return (y - y.mean(-1, keepdims=True)) / y.std(-1, keepdims=True)
 
         changes.append(np.square(output(jax.tree.map(moved, params)) - output(params)).mean())

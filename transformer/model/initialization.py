@@ -7,7 +7,6 @@ transform, so nothing is compiled and a seed means the same weights on CPU, GPU 
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import math
 from typing import Any, Protocol
@@ -19,7 +18,7 @@ from flax import nnx
 
 from transformer.model.layer_pattern import num_sublayers
 from transformer.registry import Registry
-from transformer.schema import Config, Model, field
+from transformer.schema import Config, Model
 
 SCHEMES = Registry("model.init.scheme")
 
@@ -27,7 +26,7 @@ SCHEMES = Registry("model.init.scheme")
 BRANCH_ROLES = frozenset({"matrix", "value", "hidden"})
 KERNEL_ROLES = BRANCH_ROLES | {"output"}
 DECAYED_ROLES = KERNEL_ROLES | {"embedding", "unembedding", "position"}
-ROLES = DECAYED_ROLES | {"gain", "bias", "residual_gain"}
+ROLES = DECAYED_ROLES | {"gain", "bias", "residual_gain", "position_bias"}
 
 
 def parameter(shape: tuple[int, ...], role: str, dtype: Any = jnp.float32, *, fill: float | None = None) -> nnx.Param:
@@ -35,7 +34,8 @@ def parameter(shape: tuple[int, ...], role: str, dtype: Any = jnp.float32, *, fi
 
     Roles: `output` (kernels that write into the residual stream), `value` (kernels of attention's values), `hidden`
     (kernels into the hidden units of a feed-forward network), `matrix` (other kernels of a branch), `embedding`,
-    `unembedding`, `position`, `gain`, `bias`, `residual_gain`.
+    `unembedding`, `position`, `gain`, `bias`, `residual_gain`, `position_bias` (added to attention scores: like any
+    bias it does not decay, because decay would pull all distances towards the same score).
 
     Args:
       fill: what every element starts as, whatever the scheme.
@@ -46,9 +46,10 @@ def parameter(shape: tuple[int, ...], role: str, dtype: Any = jnp.float32, *, fi
 
 
 class Scheme(Protocol):
-    """Draws one parameter."""
+    """Draws one parameter from its own bits. Rules may go by role, by shape, by name (`path_name`) and by what the
+    scheme was built from, the `Model` section: depth and widths."""
 
-    def __call__(self, role: str, shape: tuple[int, ...], bits: np.random.Philox) -> np.ndarray: ...
+    def __call__(self, role: str, shape: tuple[int, ...], bits: np.random.Philox, name: str = "") -> np.ndarray: ...
 
 
 def standard_normal(bits: np.random.Philox, shape: tuple[int, ...]) -> np.ndarray:
@@ -61,77 +62,104 @@ def standard_normal(bits: np.random.Philox, shape: tuple[int, ...]) -> np.ndarra
     return pairs[:size].reshape(shape).astype(np.float32)
 
 
-@dataclasses.dataclass(frozen=True)
-class DepthScaled:
-    depth_scaled: bool = field(True, "divide kernels that write into the stream by sqrt(2 * num_layers)")
-
-
-@SCHEMES.register("gpt2", parameters=DepthScaled, paper="Radford et al. 2019, section 2.3")
-class GPT2Scheme:
-    """Normal with one standard deviation; kernels that write into the stream divided by sqrt(2 * num_layers)."""
+@SCHEMES.register("plain", paper="Devlin et al. 2019 (BERT), in its published code")
+class PlainScheme:
+    """Normal with the same standard deviation everywhere. Base of all schemes, which give another one by role."""
 
     def __init__(self, model: Model):
-        self.base_std, self.num_layers = model.init.std, max(1, model.num_layers)
-        self.num_branches = max(1, num_sublayers(model))
-        self.output_divisor = math.sqrt(2 * self.num_layers) if model.init.depth_scaled else 1.0
+        self.model = model
 
-    def __call__(self, role: str, shape: tuple[int, ...], bits: np.random.Philox) -> np.ndarray:
+    def std(self, role: str, shape: tuple[int, ...], name: str) -> float:
+        """The standard deviation of a parameter that is drawn."""
+        del role, shape, name
+        return self.model.init.std
+
+    def __call__(self, role: str, shape: tuple[int, ...], bits: np.random.Philox, name: str = "") -> np.ndarray:
         if role == "gain":
             return np.ones(shape, np.float32)
         if role in ("bias", "residual_gain"):
             return np.zeros(shape, np.float32)
-        return standard_normal(bits, shape) * np.float32(self.std(role, shape))
-
-    def std(self, role: str, shape: tuple[int, ...]) -> float:
-        """Standard deviation of a parameter that is drawn."""
-        return self.base_std / self.output_divisor if role == "output" else self.base_std
+        std = self.std(role, shape, name)
+        return standard_normal(bits, shape) * np.float32(std) if std else np.zeros(shape, np.float32)
 
 
-@SCHEMES.register("lecun", parameters=DepthScaled, paper="LeCun et al. 1998, section 4.6")
-class LeCunScheme(GPT2Scheme):
-    """Kernels keep the variance of their input: 1 / sqrt(fan_in); tables as `init.std` says."""
+@SCHEMES.register("gpt2", paper="Radford et al. 2019, section 2.3")
+class GPT2Scheme(PlainScheme):
+    """As plain, but kernels that write into the residual stream are divided by sqrt(2 * num_layers)."""
 
-    def std(self, role: str, shape: tuple[int, ...]) -> float:
-        if role not in KERNEL_ROLES:
-            return self.base_std
-        return shape[0] ** -0.5 / (self.output_divisor if role == "output" else 1.0)
-
-
-@SCHEMES.register("zero_output", paper="Zhang et al. 2019 (Fixup), rule 1", traits=("identity_at_init",))
-class ZeroOutputScheme(GPT2Scheme):
-    """As gpt2, but kernels that write into the stream start at zero: every branch is silent at first."""
-
-    def std(self, role: str, shape: tuple[int, ...]) -> float:
-        return 0.0 if role == "output" else self.base_std
+    def std(self, role: str, shape: tuple[int, ...], name: str) -> float:
+        std = self.model.init.std
+        return std / math.sqrt(2 * max(1, self.model.num_layers)) if role == "output" else std
 
 
-@SCHEMES.register("fixup", paper="Zhang et al. 2019 (Fixup)", traits=("identity_at_init",))
+@SCHEMES.register("zero", paper="Zhang et al. 2019 (Fixup); Goyal et al. 2017", traits=("silent_branches",))
+class ZeroScheme(PlainScheme):
+    """As plain, but kernels that write into the residual stream are zero: every block starts as the identity."""
+
+    def std(self, role: str, shape: tuple[int, ...], name: str) -> float:
+        return 0.0 if role == "output" else self.model.init.std
+
+
+def _std_unused(config: Config) -> str | None:
+    std, default = config.model.init.std, type(config.model.init)().std
+    return (
+        None if std == default else f"follows from the shapes alone, so model.init.std={std} has no effect; remove it."
+    )
+
+
+@SCHEMES.register("lecun", paper="LeCun et al. 1998 (Efficient BackProp)", check=_std_unused)
+class LeCunScheme(PlainScheme):
+    """Normal with variance 1 / fan-in for kernels and 1 / d_model for tables.
+
+    With model.embedding.scale=0 (sqrt(d_model)) the embeddings then have unit variance.
+    """
+
+    def std(self, role: str, shape: tuple[int, ...], name: str) -> float:
+        return 1.0 / math.sqrt(shape[0] if role in KERNEL_ROLES else self.model.d_model)
+
+
+@SCHEMES.register("lecun_depth", paper="LeCun et al. 1998; Radford et al. 2019, section 2.3", check=_std_unused)
+class LeCunDepthScheme(LeCunScheme):
+    """As lecun, but kernels that write into the residual stream are divided by sqrt(2 * num_layers)."""
+
+    def std(self, role: str, shape: tuple[int, ...], name: str) -> float:
+        std = super().std(role, shape, name)
+        return std / math.sqrt(2 * max(1, self.model.num_layers)) if role == "output" else std
+
+
+@SCHEMES.register("xavier", paper="Glorot & Bengio 2010", check=_std_unused)
+class XavierScheme(LeCunScheme):
+    """As lecun, but with variance 2 / (fan-in + fan-out) for kernels."""
+
+    def std(self, role: str, shape: tuple[int, ...], name: str) -> float:
+        return math.sqrt(2.0 / sum(shape)) if role in KERNEL_ROLES else super().std(role, shape, name)
+
+
+@SCHEMES.register("fixup", paper="Zhang et al. 2019 (Fixup)", traits=("silent_branches",), check=_std_unused)
 class FixupScheme(LeCunScheme):
-    """The last kernel of a branch starts at zero, those before it 1 / sqrt(branches) smaller than LeCun's.
+    """The last kernel of a branch starts at zero, those before it 1 / sqrt(branches) smaller than lecun's.
 
     The paper's scalar biases and multipliers are settings of their own (biases, branch_gain), and its zero
     classifier does not go with tied embeddings; neither is done here.
     """
 
-    def std(self, role: str, shape: tuple[int, ...]) -> float:
+    def std(self, role: str, shape: tuple[int, ...], name: str) -> float:
         if role == "output":
             return 0.0
-        shrink = self.num_branches**-0.5 if role in BRANCH_ROLES else 1.0  # L^(-1 / (2m - 2)), m = 2
-        return shrink * super().std(role, shape)
+        shrink = max(1, num_sublayers(self.model)) ** -0.5 if role in BRANCH_ROLES else 1.0  # L^(-1/(2m-2)), m = 2
+        return shrink * super().std(role, shape, name)
 
 
-@SCHEMES.register("deepnorm", paper="Wang et al. 2022 (DeepNet)")
-class DeepNormScheme(GPT2Scheme):
-    """Glorot normal, with gain beta = (8 * num_layers)^(-1/4) on values, hidden and output kernels.
+@SCHEMES.register("deepnorm", paper="Wang et al. 2022 (DeepNet)", check=_std_unused)
+class DeepNormScheme(XavierScheme):
+    """As xavier, with values, hidden and output kernels beta = (8 * num_layers)^(-1/4) smaller.
 
     Goes with model.norm.placement=post and skip_gain=deepnorm, its alpha.
     """
 
-    def std(self, role: str, shape: tuple[int, ...]) -> float:
-        if role not in BRANCH_ROLES | {"output"}:
-            return self.base_std
-        beta = 1.0 if role == "matrix" else (8 * self.num_layers) ** -0.25
-        return beta * math.sqrt(2.0 / sum(shape))
+    def std(self, role: str, shape: tuple[int, ...], name: str) -> float:
+        scaled = role in KERNEL_ROLES - {"matrix"}
+        return super().std(role, shape, name) * ((8 * max(1, self.model.num_layers)) ** -0.25 if scaled else 1.0)
 
 
 def path_name(path: tuple[Any, ...]) -> str:
@@ -165,11 +193,11 @@ def initialize(params: nnx.State, config: Config, seed: int) -> dict[str, Any]:
     dtype = jnp.dtype(config.numerics.param_dtype)
 
     def draw(path: tuple[Any, ...], variable: nnx.Variable) -> nnx.Variable:
-        shape = variable.get_value().shape
-        if variable.fill is None:
-            drawn = scheme(variable.role, shape, path_bits(seed, path_name(path)))
-        else:
+        name, shape = path_name(path), variable.get_value().shape
+        if variable.fill is not None:
             drawn = np.full(shape, variable.fill, np.float32)
+        else:
+            drawn = scheme(variable.role, shape, path_bits(seed, name), name)
         return variable.replace(jnp.asarray(drawn, dtype))
 
     return nnx.to_pure_dict(jax.tree_util.tree_map_with_path(draw, params, is_leaf=_is_variable))

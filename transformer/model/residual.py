@@ -45,7 +45,7 @@ def deepnorm_skip(model: Model, gains: Gains) -> float:
     return (2 * max(1, model.num_layers)) ** 0.25
 
 
-@BRANCH_GAINS.register("learned_zero", paper="Bachlechner et al. 2020 (ReZero)", traits=("identity_at_init",))
+@BRANCH_GAINS.register("learned_zero", paper="Bachlechner et al. 2020 (ReZero)", traits=("silent_branches",))
 def learned_zero(model: Model, gains: Gains) -> LearnedGain:
     """One learned number that starts at zero: the block starts as the identity."""
     return LearnedGain((), 0.0)
