@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
 
 import pytest
 
@@ -51,6 +52,19 @@ def test_an_unknown_name_lists_the_allowed_ones(fruit):
     assert str(caught.value) == "bowl.fruit='aple' is not one of: apple, none. Did you mean \"apple\"?"
     with pytest.raises(ConfigError, match=r"bowl\.fruit='xyz' is not one of: apple, none\.$"):
         _ = fruit["xyz"]
+
+
+def test_other_values_than_names():
+    def number(value):
+        return Entry("number", lambda: value) if isinstance(value, float) else None
+
+    registry = Registry("bowl.*.weight", other=number, other_help="a number")
+    registry.register("heavy")(lambda: 9.0)
+    assert registry.build(2.5) == 2.5 and registry.build("heavy") == 9.0 and list(registry) == ["heavy"]
+    with pytest.raises(ConfigError) as caught:
+        registry.find("heavi", "bowl.apple.weight")
+    wanted = "bowl.apple.weight='heavi' is not one of: heavy, or a number. Did you mean \"heavy\"?"
+    assert str(caught.value) == wanted
 
 
 def test_a_name_is_given_once(fruit):
@@ -192,7 +206,7 @@ def registries() -> dict[str, tuple[str, Registry]]:
 def test_every_choice_field_points_at_its_registry():
     assert registries().keys() == {info.path for info in schema() if info.kinds}
     for path, (_, registry) in registries().items():
-        assert registry.field == path or path.startswith("numerics."), path
+        assert fnmatch.fnmatch(path, registry.field) or path.startswith("numerics."), path
         for name, entry in registry.items():
             assert entry.name == name and (callable(entry.build) or entry.build == name)
 

@@ -50,6 +50,17 @@ def company(path: str, kind: Any) -> dict[str, Any]:
     """What an entry is set together with."""
     return {**NEEDED.get((path, kind), {}), **SHOWN.get((path, kind), {})}
 
+# Without what an entry does not show in a model this small, or does not go with OVERRIDES.
+SHOWN: dict[tuple[str, Any], dict[str, Any]] = {
+    ("model.init.scheme", kind): {"model.init.std": 0.02}
+    for kind in ("lecun", "lecun_depth", "xavier", "fixup", "deepnorm")
+}
+
+
+def company(path: str, kind: Any) -> dict[str, Any]:
+    """What an entry is set together with."""
+    return {**NEEDED.get((path, kind), {}), **SHOWN.get((path, kind), {})}
+
 
 def nested(flat: dict[str, Any]) -> dict[str, Any]:
     """{dotted path: value} -> nested dicts, as a config file would write them."""
@@ -88,6 +99,15 @@ def traits(overrides: dict[str, Any]) -> frozenset[str]:
         registry = registry_of(type(functools.reduce(getattr, parents, config)), leaf)
         found |= registry[kind].traits if registry else frozenset()
     return found
+
+
+def nudged(model: nnx.Module) -> nnx.Module:
+    """The model with numbers where its parameters are zero, so that no part is silent."""
+    structure, params, rest = nnx.split(model, nnx.Param, ...)
+    flat = jax.tree.map(
+        lambda x: x if np.any(x) else 0.3 + 0.2 * np.sin(1 + np.arange(x.size)).reshape(x.shape), params
+    )
+    return nnx.merge(structure, flat, rest)
 
 
 def label(overrides: dict[str, Any]) -> str:

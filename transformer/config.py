@@ -181,7 +181,7 @@ def _build(cls: type, prefix: str, values: Mapping[str, Any]) -> Any:
             built[f.name] = values.get(prefix + f.name, f.default)
             registry = registry_of(cls, f.name)
             if registry is not None:
-                registry[built[f.name]]  # raises for an unknown kind
+                registry.find(built[f.name], prefix + f.name)  # raises for an unknown kind
     options, chosen = [], dict(built)
     for name, (parameter, readers) in entry_parameters(cls).items():
         value = values.get(prefix + name, parameter.default)

@@ -45,10 +45,12 @@ class Registry(Mapping[str, Entry]):
 
     Args:
       field: the dotted path of the field, for error messages.
+      other: makes the entry of a value that is no name, such as a number; returns None for what means nothing.
+      other_help: what those values are, in words, for error messages.
     """
 
-    def __init__(self, field: str):
-        self.field = field
+    def __init__(self, field: str, other: Callable[[Any], Entry | None] | None = None, other_help: str = ""):
+        self.field, self._other, self._other_help = field, other, other_help
         self._entries: dict[str, Entry] = {}
 
     def register(
@@ -76,10 +78,16 @@ class Registry(Mapping[str, Entry]):
             self.register(name)(lambda name=name: name)
 
     def __getitem__(self, name: str) -> Entry:
-        if name not in self._entries:
-            allowed = ", ".join(self._entries)
-            raise ConfigError(f"{self.field}={name!r} is not one of: {allowed}.{did_you_mean(name, self._entries)}")
-        return self._entries[name]
+        return self.find(name, self.field)
+
+    def find(self, name: str, field: str) -> Entry:
+        """The entry of a value, blaming `field` where there is none: one registry may serve several fields."""
+        if name in self._entries:
+            return self._entries[name]
+        if self._other is not None and (entry := self._other(name)) is not None:
+            return entry
+        allowed = ", ".join(self._entries) + (f", or {self._other_help}" if self._other_help else "")
+        raise ConfigError(f"{field}={name!r} is not one of: {allowed}.{did_you_mean(name, self._entries)}")
 
     def __contains__(self, name: object) -> bool:
         return name in self._entries

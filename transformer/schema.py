@@ -103,14 +103,23 @@ class Norm(Section):
 class Gains(Section):
     """y = skip_gain * x + branch_gain * f(x), for one kind of sublayer."""
 
-    skip_gain: float | str = field(1.0, "factor on the skip path; 0 removes the residual connection")
-    branch_gain: float | str = field(1.0, "factor on the branch; a number, or learned_zero (ReZero)")
+    skip_gain: float | str = choice(
+        1.0,
+        "transformer.model.residual:SKIP_GAINS",
+        "factor on the skip path: a number or a name; 0 removes the residual connection",
+    )
+    branch_gain: float | str = choice(
+        1.0, "transformer.model.residual:BRANCH_GAINS", "factor on the branch: a number or a name"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class Residual(Section):
-    """Residual gains by sublayer."""
+    """How sublayers are joined to the stream."""
 
+    arrangement: str = choice(
+        "sequential", "transformer.model.block:ARRANGEMENTS", "whether the sublayers of a block follow each other"
+    )
     attention: Gains = section(Gains)
     ffn: Gains = section(Gains)
 
@@ -121,6 +130,10 @@ class FeedForward(Section):
 
     kind: str = choice("gelu", "transformer.model.feedforward:FEEDFORWARDS", "activation or gating; none removes it")
     ratio: float = field(4.0, "hidden width / d_model")
+    match: str = choice(
+        "width", "transformer.model.feedforward:MATCHES", "what a gated network has in common with an ungated one"
+    )
+    shared: bool = field(False, "one network, stored once, used by all layers")
     bias: bool = field(False, "biases on its projections")
 
 
@@ -147,6 +160,11 @@ class Model(Section):
     family: str = choice("decoder", "transformer.model:FAMILIES", "architecture family")
     d_model: int = field(128, "width of the residual stream")
     num_layers: int = field(4, "number of blocks")
+    layers: str = choice(
+        "both",
+        "transformer.model.layer_pattern:LAYERS",
+        "sublayers of each block, repeated to num_layers: a list such as attention*2,both*4,ffn*2",
+    )
     vocab_size: int = field(0, "rows of the embedding; 0: the size of the data's vocabulary")
     dropout: float = field(0.0, "dropout rate on embeddings, attention weights and branches")
     attention: Attention = section(Attention)

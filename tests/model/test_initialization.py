@@ -93,6 +93,12 @@ PAIRS = [
     ({"model.embedding.tie": False}, "unembedding"),
     ({"model.residual.attention.branch_gain": "learned_zero"}, "branch_gain"),
     ({"model.residual.ffn.skip_gain": 0.0}, "-"),
+    ({"model.residual.arrangement": "parallel"}, "-"),
+    ({"model.residual.ffn.branch_gain": "layerscale"}, "branch_gain"),
+    ({"model.layers": "attention"}, "ffn"),
+    ({"model.ffn.shared": True}, "ffn"),
+    ({"model.ffn.kind": "swiglu"}, "gate"),
+    ({"model.norm.kind": "batchnorm"}, "-"),
 ]
 
 
@@ -216,7 +222,7 @@ def test_gpt2_scheme_by_role():
     config = tiny({"model.d_model": 64, "model.num_layers": 3, "model.init.std": 0.02})
     scheme = SCHEMES.build("gpt2", config.model)
     std = {role: float(scheme(role, (64, 256), path_bits(0, role)).std()) for role in sorted(ROLES)}
-    wanted = dict.fromkeys(("matrix", "embedding", "position", "position_bias"), 0.02)
+    wanted = dict.fromkeys(ROLES, 0.02)
     wanted |= {"output": 0.02 / math.sqrt(6), "gain": 0.0, "bias": 0.0, "residual_gain": 0.0}
     assert std == pytest.approx(wanted, rel=0.02)
     assert np.all(scheme("gain", (5,), path_bits(0, "x")) == 1)

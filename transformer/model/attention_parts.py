@@ -196,7 +196,7 @@ def _slices_of_the_stream(config: Config) -> str | None:
 @VALUE_PROJECTIONS.register("full")
 def full_value(model: Model, shape: HeadShape) -> Linear:
     """V = x W_V."""
-    return Linear(model.d_model, shape.num_kv_heads * shape.value_dim, bias=model.attention.bias)
+    return Linear(model.d_model, shape.num_kv_heads * shape.value_dim, bias=model.attention.bias, role="value")
 
 
 @VALUE_PROJECTIONS.register("identity", paper="He & Hofmann 2023", check=_slices_of_the_stream)

@@ -9,67 +9,93 @@ from flax import nnx
 
 from transformer.model.attention import Attention
 from transformer.model.context import Context
-from transformer.model.feedforward import FEEDFORWARDS
-from transformer.model.initialization import parameter
+from transformer.model.feedforward import make_feedforward
 from transformer.model.normalization import apply, make_norm, places
-from transformer.schema import Gains, Model
+from transformer.model.residual import BRANCH_GAINS, SKIP_GAINS, scaled
+from transformer.registry import Registry
+from transformer.schema import Config, Gains, Model
 
-
-class ResidualGain(nnx.Module):
-    """A learned factor that starts at zero (ReZero, Bachlechner et al. 2020)."""
-
-    def __init__(self) -> None:
-        self.gain = parameter((), "residual_gain")
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return x * self.gain.astype(x.dtype)
+ARRANGEMENTS = Registry("model.residual.arrangement")
 
 
 class Sublayer(nnx.Module):
     """y = out_norm(skip_gain * x + branch_gain * res_norm(f(in_norm(x)))); an absent norm is the identity.
 
-    Pre, post, sandwich and no norm, no residual (skip_gain 0) and ReZero are settings of it.
+    Pre, post, sandwich and no norm, no residual (skip_gain 0), ReZero and DeepNorm are settings of it.
 
     Args:
       branch: f, called as `branch(x_BTD, context)`.
-      name: `attention` or `ffn`, for taps and dropout keys.
+      name: `attention` or `ffn`, for taps and random keys.
+      joins: whether it adds to the stream itself. In a parallel block only the last sublayer does, for both.
     """
 
-    def __init__(self, branch: nnx.Module, model: Model, gains: Gains, name: str):
+    def __init__(self, branch: nnx.Module, model: Model, gains: Gains, name: str, joins: bool = True):
         present = places(model)
         self.branch: Any = branch
         self.name, self.dropout_rate = name, model.dropout
         self.in_norm = make_norm(model, "in" in present)
         self.res_norm = make_norm(model, "res" in present)
-        self.out_norm = make_norm(model, "out" in present)
-        self.skip_gain = gains.skip_gain
-        self.branch_gain = ResidualGain() if gains.branch_gain == "learned_zero" else gains.branch_gain
+        self.out_norm = make_norm(model, "out" in present and joins)
+        self.skip_gain = SKIP_GAINS.build(gains.skip_gain, model, gains)
+        self.branch_gain = BRANCH_GAINS.build(gains.branch_gain, model, gains)
 
     def __call__(self, x_BTD: jax.Array, context: Context) -> jax.Array:
-        branch_BTD = apply(self.res_norm, self.branch(apply(self.in_norm, x_BTD), context))
+        return self.join(x_BTD, self.write(x_BTD, context), context)
+
+    def write(self, x_BTD: jax.Array, context: Context) -> jax.Array:
+        """What the branch adds to the stream: branch_gain * res_norm(f(in_norm(x)))."""
+        read_BTD = apply(self.in_norm, x_BTD, context, f"{self.name}.in_norm")
+        branch_BTD = apply(self.res_norm, self.branch(read_BTD, context), context, f"{self.name}.res_norm")
         branch_BTD = context.dropout(self.name, branch_BTD, self.dropout_rate)
-        branch_BTD = context.tap(f"{self.name}.output", scaled(branch_BTD, self.branch_gain))
-        if self.skip_gain == 0:
-            return apply(self.out_norm, branch_BTD)
-        return apply(self.out_norm, scaled(x_BTD, self.skip_gain) + branch_BTD)
+        return context.tap(f"{self.name}.output", scaled(branch_BTD, self.branch_gain))
 
-
-def scaled(x: jax.Array, gain: float | str | ResidualGain) -> jax.Array:
-    """gain * x, without an operation where the gain is one."""
-    if isinstance(gain, ResidualGain):
-        return gain(x)
-    return x if gain == 1 else x * float(gain)
+    def join(self, x_BTD: jax.Array, written_BTD: jax.Array, context: Context) -> jax.Array:
+        """out_norm(skip_gain * x + written)."""
+        joined_BTD = written_BTD if self.skip_gain == 0 else scaled(x_BTD, self.skip_gain) + written_BTD
+        return apply(self.out_norm, joined_BTD, context, f"{self.name}.out_norm")
 
 
 class Block(nnx.Module):
-    """One layer: attention, then the feed-forward network."""
+    """One layer: attention, then the feed-forward network.
 
-    def __init__(self, model: Model):
-        ffn = FEEDFORWARDS.build(model.ffn.kind, model)
-        self.attention = Sublayer(Attention(model), model, model.residual.attention, "attention")
+    Args:
+      kind: `both`, or the only sublayer it has.
+    """
+
+    def __init__(self, model: Model, kind: str = "both"):
+        ffn = None if kind == "attention" else make_feedforward(model)
+        joins = ffn is None or model.residual.arrangement != "parallel"
+        self.arrangement = model.residual.arrangement
+        self.attention = (
+            None
+            if kind == "ffn"
+            else Sublayer(Attention(model), model, model.residual.attention, "attention", joins=joins)
+        )
         self.ffn = None if ffn is None else Sublayer(ffn, model, model.residual.ffn, "ffn")
 
     def __call__(self, x_BTD: jax.Array, context: Context) -> jax.Array:
-        x_BTD = context.tap("residual_mid", self.attention(x_BTD, context))
-        x_BTD = x_BTD if self.ffn is None else self.ffn(x_BTD, context)
-        return context.tap("residual", x_BTD)
+        return context.tap("residual", ARRANGEMENTS.build(self.arrangement, self, x_BTD, context))
+
+
+@ARRANGEMENTS.register("sequential", paper="Vaswani et al. 2017")
+def sequential(block: Block, x_BTD: jax.Array, context: Context) -> jax.Array:
+    """The feed-forward network reads what attention has written."""
+    if block.attention is not None:
+        x_BTD = context.tap("residual_mid", block.attention(x_BTD, context))
+    return x_BTD if block.ffn is None else block.ffn(x_BTD, context)
+
+
+def _same_skip(config: Config) -> str | None:
+    attention, ffn = config.model.residual.attention.skip_gain, config.model.residual.ffn.skip_gain
+    if attention == ffn:
+        return None
+    return f"has one skip path, but the skip gains of attention and ffn differ ({attention} and {ffn})."
+
+
+@ARRANGEMENTS.register("parallel", paper="Wang & Komatsuzaki 2021 (GPT-J)", check=_same_skip)
+def parallel(block: Block, x_BTD: jax.Array, context: Context) -> jax.Array:
+    """Both sublayers read the block's input, and their sum is added once."""
+    if block.attention is None or block.ffn is None:
+        return sequential(block, x_BTD, context)
+    written_BTD = block.attention.write(x_BTD, context) + block.ffn.write(x_BTD, context)
+    return block.ffn.join(x_BTD, written_BTD, context)

@@ -7,6 +7,7 @@ import zlib
 from typing import TYPE_CHECKING
 
 import jax
+from flax import nnx
 
 from transformer.model.linear import dropout
 from transformer.model.masks import Mask
@@ -25,11 +26,12 @@ class Context:
       positions_BT: position of each input token, int32.
       mask: which keys a query may see.
       position: the position scheme.
-      dropout_key: key of this step; None turns dropout off.
+      dropout_key: key of this step; None turns dropout and noise off.
       train: whether batch-dependent parts use and update batch statistics.
       cache: where attention stores and finds keys and values while decoding.
       scope: prefix of tap names, such as `blocks.0`.
       layer: index of the block.
+      ffn: the feed-forward network all layers share, if they share one.
     """
 
     positions_BT: jax.Array
@@ -40,6 +42,7 @@ class Context:
     cache: CacheWriter | None = None
     scope: str = ""
     layer: int = 0
+    ffn: nnx.Module | None = None
 
     def in_layer(self, layer: int) -> Context:
         """The same pass inside block number `layer`."""
@@ -53,4 +56,10 @@ class Context:
         """Dropout with a key that depends on the step, the layer and the place only."""
         if self.dropout_key is None or rate == 0.0:
             return x
-        return dropout(x, rate, jax.random.fold_in(self.dropout_key, zlib.crc32(f"{self.scope}.{name}".encode())))
+        return dropout(x, rate, self.key(name))
+
+    def key(self, name: str) -> jax.Array | None:
+        """A random key that depends on the step, the layer and the place only; None where nothing is random."""
+        if self.dropout_key is None:
+            return None
+        return jax.random.fold_in(self.dropout_key, zlib.crc32(f"{self.scope}.{name}".encode()))

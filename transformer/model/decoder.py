@@ -13,7 +13,9 @@ from transformer.errors import UserError
 from transformer.model.block import Block
 from transformer.model.cache import Cache, CacheWriter, empty_cache
 from transformer.model.context import Context
+from transformer.model.feedforward import make_shared_feedforward
 from transformer.model.initialization import parameter
+from transformer.model.layer_pattern import layer_kinds
 from transformer.model.linear import Linear
 from transformer.model.masks import MASKS, Mask
 from transformer.model.normalization import apply, has_final_norm, make_norm
@@ -55,9 +57,10 @@ class Decoder(nnx.Module):
         self.embedding = TokenEmbedding(vocab_size, model.d_model)
         self.embedding_norm = make_norm(model, model.norm.embedding)
         self.position = POSITIONS.build(model.position.kind, config, self.causal)
-        self.blocks = nnx.List([Block(model) for _ in range(model.num_layers)])
+        self.ffn = make_shared_feedforward(model)
+        self.blocks = nnx.List([Block(model, kind) for kind in layer_kinds(model)])
         self.final_norm = make_norm(model, has_final_norm(model))
-        self.unembedding = None if model.embedding.tie else Linear(model.d_model, vocab_size)
+        self.unembedding = None if model.embedding.tie else Linear(model.d_model, vocab_size, role="unembedding")
 
     @overload
     def __call__(
@@ -81,7 +84,7 @@ class Decoder(nnx.Module):
           positions_BT: their positions; by default 0, 1, ... or what follows the cache.
           segments_BT: document ids from 1; tokens see their own document only, and id 0 is padding.
           cache: keys and values of the tokens before these.
-          dropout_key: key of this step; None turns dropout off.
+          dropout_key: key of this step; None turns dropout and noise off.
           train: whether batch statistics are used and updated.
 
         Returns:
@@ -98,14 +101,16 @@ class Decoder(nnx.Module):
             dropout_key=dropout_key,
             train=train,
             cache=writer,
+            ffn=self.ffn,
         )
         x_BTD = self.embedding(tokens_BT, self.dtype)
         x_BTD = x_BTD if self.embedding_scale == 1 else x_BTD * self.embedding_scale
-        x_BTD = apply(self.embedding_norm, self.position.embed(x_BTD, positions_BT))
+        x_BTD = self.position.embed(x_BTD, positions_BT)
+        x_BTD = apply(self.embedding_norm, x_BTD, context, "embedding_norm")
         x_BTD = tap("embedding", context.dropout("embedding", x_BTD, self.dropout_rate))
         for layer, block in enumerate(self.blocks):
             x_BTD = block(x_BTD, context.in_layer(layer))
-        x_BTD = tap("final", apply(self.final_norm, x_BTD))
+        x_BTD = tap("final", apply(self.final_norm, x_BTD, context, "final_norm"))
         logits_BTV = self.embedding.attend(x_BTD) if self.unembedding is None else self.unembedding(x_BTD)
         logits_BTV = tap("logits", logits_BTV.astype(jnp.float32))
         return logits_BTV if writer is None else (logits_BTV, writer.finish(tokens_BT.shape[1]))
@@ -125,14 +130,11 @@ class Decoder(nnx.Module):
                 f"Decoding {capacity} tokens with a cache is not exact: the position scheme changes what was computed "
                 f"for earlier tokens once a text is longer than {known}. Decode fewer, or choose another scheme."
             )
-        attention: Any = self.blocks[0].attention.branch
+        attention: Any = next((block.attention.branch for block in self.blocks if block.attention is not None), None)
+        if attention is None:
+            return empty_cache(self.num_layers, batch, 0, 0, 0, capacity, self.dtype)
+        # Where weights need no scores there are no keys to keep.
+        key_dim = attention.head_dim if attention.weights.uses_scores else 0
         return empty_cache(
-            self.num_layers,
-            batch,
-            attention.num_kv_heads,
-            # Where weights need no scores there are no keys to keep.
-            attention.head_dim if attention.weights.uses_scores else 0,
-            attention.value_dim,
-            capacity,
-            self.dtype,
+            self.num_layers, batch, attention.num_kv_heads, key_dim, attention.value_dim, capacity, self.dtype
         )

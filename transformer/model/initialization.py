@@ -16,27 +16,41 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from transformer.model.layer_pattern import num_sublayers
 from transformer.registry import Registry
 from transformer.schema import Config, Model
 
 SCHEMES = Registry("model.init.scheme")
 
 # Roles: what a parameter is for. A scheme draws by role, weight decay applies by role.
-DECAYED_ROLES = frozenset({"matrix", "output", "embedding", "position"})
+BRANCH_ROLES = frozenset({"matrix", "value", "hidden"})
+KERNEL_ROLES = BRANCH_ROLES | {"output"}
+DECAYED_ROLES = KERNEL_ROLES | {"embedding", "unembedding", "position"}
 ROLES = DECAYED_ROLES | {"gain", "bias", "residual_gain", "position_bias"}
 
 
-def parameter(shape: tuple[int, ...], role: str, dtype: Any = jnp.float32, *, init_scale: float = 1.0) -> nnx.Param:
+def parameter(
+    shape: tuple[int, ...],
+    role: str,
+    dtype: Any = jnp.float32,
+    *,
+    init_scale: float = 1.0,
+    fill: float | None = None,
+) -> nnx.Param:
     """Declares a parameter: shape, dtype and role, no numbers yet (`initialize` draws them).
 
-    Roles: `matrix` (kernels), `output` (kernels that write into the residual stream), `embedding`, `position`,
-    `gain`, `bias`, `residual_gain`, `position_bias` (added to attention scores: like any bias it does not decay,
-    because decay would pull all distances towards the same score). What the scheme draws is multiplied by
-    `init_scale`.
+    Roles: `output` (kernels that write into the residual stream), `value` (kernels of attention's values), `hidden`
+    (kernels into the hidden units of a feed-forward network), `matrix` (other kernels of a branch), `embedding`,
+    `unembedding`, `position`, `gain`, `bias`, `residual_gain`, `position_bias` (added to attention scores: like any
+    bias it does not decay, because decay would pull all distances towards the same score).
+
+    Args:
+      init_scale: factor on what the scheme draws.
+      fill: what every element starts as, whatever the scheme.
     """
     if role not in ROLES:
         raise ValueError(f"unknown parameter role {role!r}")
-    return nnx.Param(jax.ShapeDtypeStruct(shape, dtype), role=role, init_scale=init_scale)
+    return nnx.Param(jax.ShapeDtypeStruct(shape, dtype), role=role, init_scale=init_scale, fill=fill)
 
 
 class Scheme(Protocol):
@@ -109,7 +123,7 @@ class LeCunScheme(PlainScheme):
     """
 
     def std(self, role: str, shape: tuple[int, ...], name: str) -> float:
-        return 1.0 / math.sqrt(shape[0] if role in ("matrix", "output") else self.model.d_model)
+        return 1.0 / math.sqrt(shape[0] if role in KERNEL_ROLES else self.model.d_model)
 
 
 @SCHEMES.register("lecun_depth", paper="LeCun et al. 1998; Radford et al. 2019, section 2.3", check=_std_unused)
@@ -126,8 +140,34 @@ class XavierScheme(LeCunScheme):
     """As lecun, but with variance 2 / (fan-in + fan-out) for kernels."""
 
     def std(self, role: str, shape: tuple[int, ...], name: str) -> float:
-        is_kernel = role in ("matrix", "output")
-        return math.sqrt(2.0 / sum(shape)) if is_kernel else super().std(role, shape, name)
+        return math.sqrt(2.0 / sum(shape)) if role in KERNEL_ROLES else super().std(role, shape, name)
+
+
+@SCHEMES.register("fixup", paper="Zhang et al. 2019 (Fixup)", traits=("silent_branches",), check=_std_unused)
+class FixupScheme(LeCunScheme):
+    """The last kernel of a branch starts at zero, those before it 1 / sqrt(branches) smaller than lecun's.
+
+    The paper's scalar biases and multipliers are settings of their own (biases, branch_gain), and its zero
+    classifier does not go with tied embeddings; neither is done here.
+    """
+
+    def std(self, role: str, shape: tuple[int, ...], name: str) -> float:
+        if role == "output":
+            return 0.0
+        shrink = max(1, num_sublayers(self.model)) ** -0.5 if role in BRANCH_ROLES else 1.0  # L^(-1/(2m-2)), m = 2
+        return shrink * super().std(role, shape, name)
+
+
+@SCHEMES.register("deepnorm", paper="Wang et al. 2022 (DeepNet)", check=_std_unused)
+class DeepNormScheme(XavierScheme):
+    """As xavier, with values, hidden and output kernels beta = (8 * num_layers)^(-1/4) smaller.
+
+    Goes with model.norm.placement=post and skip_gain=deepnorm, its alpha.
+    """
+
+    def std(self, role: str, shape: tuple[int, ...], name: str) -> float:
+        scaled = role in KERNEL_ROLES - {"matrix"}
+        return super().std(role, shape, name) * ((8 * max(1, self.model.num_layers)) ** -0.25 if scaled else 1.0)
 
 
 def path_name(path: tuple[Any, ...]) -> str:
@@ -161,9 +201,13 @@ def initialize(params: nnx.State, config: Config, seed: int) -> dict[str, Any]:
     dtype = jnp.dtype(config.numerics.param_dtype)
 
     def draw(path: tuple[Any, ...], variable: nnx.Variable) -> nnx.Variable:
-        drawn = scheme(variable.role, variable.get_value().shape, path_bits(seed, path_name(path)), path_name(path))
-        if variable.init_scale != 1.0:
-            drawn = drawn * np.float32(variable.init_scale)
+        name, shape = path_name(path), variable.get_value().shape
+        if variable.fill is not None:
+            drawn = np.full(shape, variable.fill, np.float32)
+        else:
+            drawn = scheme(variable.role, shape, path_bits(seed, name), name)
+            if variable.init_scale != 1.0:
+                drawn = drawn * np.float32(variable.init_scale)
         return variable.replace(jnp.asarray(drawn, dtype))
 
     return nnx.to_pure_dict(jax.tree_util.tree_map_with_path(draw, params, is_leaf=_is_variable))

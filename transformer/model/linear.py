@@ -12,7 +12,8 @@ class Linear(nnx.Module):
     """y = x W + b, with W of shape [d_in, d_out]; computed in the dtype of x.
 
     Args:
-      role: `output` for kernels that write into the residual stream (they start smaller), else `matrix`.
+      role: what the kernel is for (see `parameter`), which decides how it starts: `output` for kernels that write
+        into the residual stream, ...
       init_scale: factor on the initial kernel.
     """
 

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+from typing import TYPE_CHECKING
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from transformer.model.initialization import parameter
 from transformer.registry import Registry
-from transformer.schema import Model, Norm
+from transformer.schema import Model, Norm, field
+
+if TYPE_CHECKING:
+    from transformer.model.context import Context
 
 NORMS = Registry("model.norm.kind")
 PLACEMENTS = Registry("model.norm.placement")
@@ -30,6 +36,14 @@ FINAL.register("always")(lambda places: True)
 FINAL.register("never")(lambda places: False)
 
 
+@dataclasses.dataclass(frozen=True)
+class LayerNormParameters:
+    detach: bool = field(False, "no gradient flows through mean and variance (Xu et al. 2019, DetachNorm)")
+    shift_noise: float = field(
+        0.0, "random shift and scale of channels, drawn anew each training step (Santurkar et al. 2018)"
+    )
+
+
 class Affine(nnx.Module):
     """What norms share: statistics in float32, then a learned gain and bias where asked for."""
 
@@ -38,31 +52,48 @@ class Affine(nnx.Module):
         self.gain = parameter((width,), "gain") if norm.affine else None
         self.bias = parameter((width,), "bias") if norm.bias else None
 
-    def normalize(self, x: jax.Array) -> jax.Array:
+    def normalize(self, x: jax.Array, context: Context | None) -> jax.Array:
         """The statistic itself, over the last axis of a float32 array."""
         raise NotImplementedError
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        y = self.normalize(x.astype(jnp.float32))
+    def __call__(self, x: jax.Array, context: Context | None = None, name: str = "norm") -> jax.Array:
+        """The norm of x.
+
+        Args:
+          x: [..., width]; statistics over a batch need [B, T, width].
+          context: the forward pass, for parts that differ between training and evaluation; None is evaluation.
+          name: where it stands in its layer, for random keys.
+        """
+        y = self.normalize(x.astype(jnp.float32), context)
         y = y if self.gain is None else y * self.gain
         y = y if self.bias is None else y + self.bias
         return y.astype(x.dtype)
 
 
-@NORMS.register("layernorm", paper="Ba et al. 2016")
+@NORMS.register("layernorm", parameters=LayerNormParameters, paper="Ba et al. 2016")
 class LayerNorm(Affine):
     """Subtracts the mean and divides by the standard deviation of each token's vector."""
 
-    def normalize(self, x: jax.Array) -> jax.Array:
+    def __init__(self, norm: Norm, width: int):
+        super().__init__(norm, width)
+        self.detach, self.shift_noise = norm.detach, norm.shift_noise
+
+    def normalize(self, x: jax.Array, context: Context | None) -> jax.Array:
+        if self.detach:
+            return detached(x, self.epsilon)
         centred = x - x.mean(axis=-1, keepdims=True)
         return centred * jax.lax.rsqrt(jnp.square(centred).mean(axis=-1, keepdims=True) + self.epsilon)
+
+    def __call__(self, x: jax.Array, context: Context | None = None, name: str = "norm") -> jax.Array:
+        y = super().__call__(x, context, name)
+        return shifted(y, self.shift_noise, context, name) if self.shift_noise else y
 
 
 @NORMS.register("rmsnorm", paper="Zhang & Sennrich 2019")
 class RMSNorm(Affine):
     """Divides each token's vector by its root mean square; the mean stays."""
 
-    def normalize(self, x: jax.Array) -> jax.Array:
+    def normalize(self, x: jax.Array, context: Context | None) -> jax.Array:
         return x * jax.lax.rsqrt(jnp.square(x).mean(axis=-1, keepdims=True) + self.epsilon)
 
 
@@ -70,6 +101,22 @@ class RMSNorm(Affine):
 def no_norm(norm: Norm, width: int) -> None:
     """No normalisation anywhere: the part is absent."""
     return None
+
+
+def detached(x: jax.Array, epsilon: float) -> jax.Array:
+    """LayerNorm's output, with mean and variance taken as constants by the backward pass."""
+    mean = jax.lax.stop_gradient(x.mean(axis=-1, keepdims=True))
+    variance = jax.lax.stop_gradient(jnp.square(x - mean).mean(axis=-1, keepdims=True))
+    return (x - mean) * jax.lax.rsqrt(variance + epsilon)
+
+
+def shifted(y: jax.Array, size: float, context: Context | None, name: str) -> jax.Array:
+    """y * exp(size * a) + size * b with standard normal a, b per channel, the same for all tokens of a step."""
+    key = context.key(name) if context is not None and context.train else None
+    if key is None:
+        return y
+    a_D, b_D = size * jax.random.normal(key, (2, y.shape[-1]))
+    return (y * jnp.exp(a_D) + b_D).astype(y.dtype)
 
 
 def make_norm(model: Model, present: bool = True) -> Affine | None:
@@ -87,6 +134,10 @@ def has_final_norm(model: Model) -> bool:
     return FINAL.build(model.norm.final, places(model))
 
 
-def apply(norm: Affine | None, x: jax.Array) -> jax.Array:
+def apply(norm: Affine | None, x: jax.Array, context: Context | None = None, name: str = "norm") -> jax.Array:
     """The norm of x; x itself where the norm is absent."""
-    return x if norm is None else norm(x)
+    return x if norm is None else norm(x, context, name)
+
+
+# At the end, because it registers further entries with what is defined above.
+from transformer.model import normalization_variants  # noqa: E402, F401

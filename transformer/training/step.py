@@ -73,7 +73,9 @@ class Program:
     def init(self, seed: int) -> TrainState:
         """The state before step 0 of one seed."""
         params = initialize(self.declared, self.config, seed)
-        return TrainState(params, nnx.to_pure_dict(self.declared_state), self.optimizer.init(params))
+        # Copies, because a step takes over the buffers it is given.
+        model_state = jax.tree.map(jnp.array, nnx.to_pure_dict(self.declared_state))
+        return TrainState(params, model_state, self.optimizer.init(params))
 
     @functools.cached_property
     def abstract_state(self) -> TrainState:
@@ -156,7 +158,7 @@ class Program:
     def _mean_loss(self, params: Any, model_state: Any, tokens: jax.Array, key: jax.Array) -> tuple[jax.Array, Any]:
         """Mean smoothed loss, with (mean nll, new model state) beside it."""
         model = nnx.merge(self.structure, params, model_state)
-        losses = self.losses(model, tokens, key if self.config.model.dropout else None, train=True)
+        losses = self.losses(model, tokens, key, train=True)
         _, _, new_state = split(model)
         return losses.smoothed_BT.mean(), (losses.nll_BT.mean(), nnx.to_pure_dict(new_state))
 
