@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from ablations.schema import Ablation
-from tests.tiny import NEEDED, label, nested, one_switch, other_value, readers, tiny
+from tests.tiny import NEEDED, OVERRIDES, label, nested, one_switch, other_value, readers, tiny
 from transformer import config as config_module
 from transformer.config import (
     apply_overrides,

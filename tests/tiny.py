@@ -38,22 +38,14 @@ NEEDED: dict[tuple[str, Any], dict[str, Any]] = {
 }
 del NEEDED["model.position.out_of_range", "error"]  # the default
 
+# Schemes that draw by the shape of a parameter and refuse a standard deviation of their own.
+SHAPE_BASED = ("lecun", "lecun_depth", "xavier", "fixup", "deepnorm")
+
 # Without what an entry does not show in a model this small, or does not go with OVERRIDES.
 SHOWN: dict[tuple[str, Any], dict[str, Any]] = {
     ("model.position.kind", "t5"): {"model.position.t5_buckets": 8},
     ("model.position.rope_scaling", "dynamic_ntk"): {"model.position.rope_original_length": LENGTH // 2},
-    **{("model.init.scheme", kind): {"model.init.std": 0.02} for kind in ("lecun", "lecun_depth", "xavier")},
-}
-
-
-def company(path: str, kind: Any) -> dict[str, Any]:
-    """What an entry is set together with."""
-    return {**NEEDED.get((path, kind), {}), **SHOWN.get((path, kind), {})}
-
-# Without what an entry does not show in a model this small, or does not go with OVERRIDES.
-SHOWN: dict[tuple[str, Any], dict[str, Any]] = {
-    ("model.init.scheme", kind): {"model.init.std": 0.02}
-    for kind in ("lecun", "lecun_depth", "xavier", "fixup", "deepnorm")
+    **{("model.init.scheme", kind): {"model.init.std": 0.02} for kind in SHAPE_BASED},
 }
 
 

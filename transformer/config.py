@@ -258,6 +258,11 @@ def _check(config: Config) -> None:
             f"model.attention.num_heads={attention.num_heads} is not divisible by "
             f"model.attention.num_kv_heads={attention.num_kv_heads}: every key-value head serves equally many queries."
         )
+    if model.ffn.kind != "none" and round(model.ffn.ratio * model.d_model) < 1:
+        raise ConfigError(
+            f"model.ffn.ratio={model.ffn.ratio} leaves no hidden unit at model.d_model={model.d_model}; raise it, or "
+            "set model.ffn.kind=none."
+        )
     if train.batch_size % train.accumulate:
         raise ConfigError(
             f"train.batch_size={train.batch_size} is not divisible by train.accumulate={train.accumulate}."
