@@ -94,7 +94,7 @@ def put(runs: Path, cell: ArmCell, member: Member, value: float | None, **change
     state = "diverged" if value is None else "done"
     metrics = {} if value is None else {"loss": value, "validation_loss": value}
     about = {"initial": 5.5, "parameters": 100, "flops_per_token": 600.0, "tokens": 3072, "seconds": 1.0}
-    record = Record(member, state, cell.hash, **{"metrics": metrics, **about, **changes})
+    record = Record(**{"member": member, "state": state, "arm_hash": cell.hash, "metrics": metrics, **about, **changes})
     directory = cell.directory(runs) / member.name
     directory.mkdir(parents=True, exist_ok=True)
     store.write_record(directory, record)
