@@ -37,7 +37,7 @@ SIZE: dict[str, Any] = {
     "train.log_every": 4,
     "eval.tokens": 128,
 }
-WORSE = Contrast("pre_norm_stable", "superiority", test="other", base="base", expect="worse", margin=0.01, min_seeds=2)
+WORSE = Contrast("layernorm_removal", "superiority", test="other", base="base", expect="worse", margin=0.01)
 
 
 def write_text(path: Path, words: int = 4000, noise: float = 0.0) -> Path:
