@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import math
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -115,7 +116,9 @@ def apply_overrides(config: Any, overrides: Mapping[str, Any]) -> Any:
     known = {info.path: info for info in schema()}
     for path, value in overrides.items():
         if path not in known:
-            raise ConfigError(f'There is no config field "{path}".{did_you_mean(path, known)}')
+            raise ConfigError(
+                f'There is no config field "{path}".{did_you_mean(path, known) or " See train.py --help."}'
+            )
         *parents, leaf = path.split(".")
         node = config
         for parent in parents:
@@ -163,7 +166,9 @@ def resolve(config: Any) -> Config:
     values: dict[str, Any] = {}
     for path, value in flatten(config).items():
         if path not in known:
-            raise ConfigError(f'There is no config field "{path}".{did_you_mean(path, known)}')
+            raise ConfigError(
+                f'There is no config field "{path}".{did_you_mean(path, known) or " See train.py --help."}'
+            )
         values[path] = _coerce(value, known[path])
     resolved = _build(Config, "", values)
     _check(resolved)
@@ -188,9 +193,11 @@ def _build(cls: type, prefix: str, values: Mapping[str, Any]) -> Any:
         registry = registry_of(cls, name)
         if registry is not None:
             registry[value]  # raises for an unknown kind
-        if any(chosen.get(choice_field) in kinds for choice_field, kinds in readers.items()):
-            options.append((name, value))
+        read = any(chosen.get(choice_field) in kinds for choice_field, kinds in readers.items())
+        if read:
             chosen[name] = value
+            if value != parameter.default:
+                options.append((name, value))
         elif value != parameter.default:
             choice_field, kinds = next(iter(readers.items()))
             found = f"it is {chosen[choice_field]!r}" if choice_field in chosen else "that one has no effect here"
@@ -207,7 +214,6 @@ def _check(config: Config) -> None:
     attention = model.attention
     at_least_one: dict[str, float] = {
         "model.d_model": model.d_model,
-        "model.num_layers": model.num_layers + 1,
         "model.attention.num_heads": attention.num_heads,
         "data.sequence_length": data.sequence_length,
         "train.steps": train.steps,
@@ -219,11 +225,17 @@ def _check(config: Config) -> None:
         "train.profile_steps": train.profile_steps,
     }
     not_negative: dict[str, float] = {
+        "model.num_layers": model.num_layers,
         "model.attention.head_dim": attention.head_dim,
         "model.attention.num_kv_heads": attention.num_kv_heads,
         "model.attention.value_dim": attention.value_dim,
         "model.attention.soft_cap": attention.soft_cap,
         "model.attention.window": attention.window,
+        "model.norm.epsilon": model.norm.epsilon,
+        "optimizer.final_fraction": optimizer.final_fraction,
+        "optimizer.epsilon": optimizer.epsilon,
+        "eval.batch_size": config.eval.batch_size,
+        "train.profile_step": train.profile_step,
         "model.vocab_size": model.vocab_size,
         "model.ffn.ratio": model.ffn.ratio,
         "train.eval_every": train.eval_every,
@@ -238,7 +250,12 @@ def _check(config: Config) -> None:
     fractions = {
         "model.dropout": model.dropout,
         "objective.label_smoothing": config.objective.label_smoothing,
+        "optimizer.beta1": optimizer.beta1,
+        "optimizer.beta2": optimizer.beta2,
     }
+    for path, value in to_flat(config).items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"{path}={value} must be a finite number.")
     for path, value in at_least_one.items():
         if value < 1:
             raise ConfigError(f"{path}={value} must be at least 1.")
@@ -248,6 +265,18 @@ def _check(config: Config) -> None:
     for path, value in fractions.items():
         if not 0 <= value < 1:
             raise ConfigError(f"{path}={value} must be at least 0 and below 1.")
+    for part in ("attention", "ffn"):
+        gain = getattr(model.residual, part).branch_gain
+        if isinstance(gain, str) and gain != "learned_zero":
+            raise ConfigError(f"model.residual.{part}.branch_gain={gain!r} is neither a number nor learned_zero.")
+    if model.ffn.kind != "none" and round(model.ffn.ratio * model.d_model) < 1:
+        raise ConfigError(
+            f"model.ffn.ratio={model.ffn.ratio} leaves no hidden unit; to remove it use model.ffn.kind=none."
+        )
+    if optimizer.warmup_steps < -1:
+        raise ConfigError(f"optimizer.warmup_steps={optimizer.warmup_steps} must be -1 (4% of the run), 0 or more.")
+    if not 0 <= optimizer.decay_fraction <= 1:
+        raise ConfigError(f"optimizer.decay_fraction={optimizer.decay_fraction} must be from 0 to 1.")
     if not attention.head_dim and model.d_model % attention.num_heads:
         raise ConfigError(
             f"model.d_model={model.d_model} is not divisible by model.attention.num_heads={attention.num_heads}; "
@@ -300,7 +329,10 @@ def to_flat(config: Config) -> dict[str, Any]:
             value = getattr(node, f.name)
             if not isinstance(value, Section):
                 flat[prefix + f.name] = value
-        flat.update({prefix + name: value for name, value in node.options})
+        chosen = {f.name: getattr(node, f.name) for f in _own_fields(cls)}
+        for name, (_, readers) in entry_parameters(cls).items():
+            if any(chosen.get(choice_field) in kinds for choice_field, kinds in readers.items()):
+                chosen[name] = flat[prefix + name] = getattr(node, name)
     return flat
 
 

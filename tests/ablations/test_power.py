@@ -21,9 +21,7 @@ from ablations.statistics import sample_estimate
         (20, 0.66, 0.84, 1.03),
     ],
 )
-def test_minimum_detectable_effect(
-    n: int, five_percent: float, one_percent: float, thirty_claims: float
-) -> None:
+def test_minimum_detectable_effect(n: int, five_percent: float, one_percent: float, thirty_claims: float) -> None:
     assert power.minimum_detectable_effect(n) == pytest.approx(five_percent, abs=0.011)
     assert power.minimum_detectable_effect(n, 0.01) == pytest.approx(one_percent, abs=0.021)
     assert power.minimum_detectable_effect(n, 0.05 / 30) == pytest.approx(thirty_claims, rel=0.01)

@@ -75,9 +75,7 @@ def test_sign_test_keeps_every_pair() -> None:
     assert st.sign_test(d) == pytest.approx(2 * (8 + 1) / 256)  # seven of eight: the tie stays in n
     assert st.sign_test(d[:7]) == pytest.approx(2 / 128)
     assert st.sign_test(d, 0.0, "less") == 1.0
-    assert st.sign_test(TEST - BASE) == pytest.approx(
-        scipy.stats.binomtest(int(np.sum(TEST > BASE)), len(TEST)).pvalue
-    )
+    assert st.sign_test(TEST - BASE) == pytest.approx(scipy.stats.binomtest(int(np.sum(TEST > BASE)), len(TEST)).pvalue)
 
 
 def test_equivalence_and_beyond_are_interval_statements() -> None:
@@ -165,9 +163,7 @@ def test_slope_uncertainty_comes_from_seeds_or_scatter() -> None:
     assert several.df == 7 and several.interval()[0] < 1.5 < several.interval()[1]
     single = st.slope_estimate(sizes, sizes**1.5 * noise[0])
     reference = scipy.stats.linregress(np.log(sizes), np.log(sizes**1.5 * noise[0]))
-    assert (single.mean, single.standard_error, single.df) == pytest.approx(
-        (reference.slope, reference.stderr, 2)
-    )
+    assert (single.mean, single.standard_error, single.df) == pytest.approx((reference.slope, reference.stderr, 2))
 
 
 @pytest.mark.parametrize(

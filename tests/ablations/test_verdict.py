@@ -27,10 +27,7 @@ def spread(n: int = N, shift: int = 0) -> np.ndarray:
 
 
 def arm(name: str, values: Sequence[float | None], edge: bool = False, **stated: float) -> ArmResult:
-    runs = {
-        seed: Outcome(None if value is None else float(value), 4.0, **stated)
-        for seed, value in enumerate(values)
-    }
+    runs = {seed: Outcome(None if value is None else float(value), 4.0, **stated) for seed, value in enumerate(values)}
     return ArmResult(name, runs, edge=edge)
 
 
@@ -55,10 +52,7 @@ def curves(test: Sequence[float | None], base: Sequence[float | None], jitter: f
     def one(name: str, losses: Sequence[float | None], shift: int) -> ArmResult:
         noise = jitter * spread(n, shift)
         curve = {
-            rate: {
-                s: Outcome(None if loss is None else loss + noise[s] * (rate == GRID[0]), 4.0)
-                for s in range(n)
-            }
+            rate: {s: Outcome(None if loss is None else loss + noise[s] * (rate == GRID[0]), 4.0) for s in range(n)}
             for rate, loss in zip(GRID, losses, strict=True)
         }
         best = [loss for loss in losses if loss is not None]
@@ -238,9 +232,7 @@ def test_every_type_and_verdict_has_a_cell() -> None:
     cells = {(c.type, judge(c, e, QUICK).verdict) for c, e, _ in CELLS.values()}
     four = {"supported", "refuted", "mixed", "inconclusive"}
     expected = {(kind, verdict) for kind in ("superiority", "catastrophe", "ordering") for verdict in four}
-    expected |= {
-        (kind, v) for kind in ("equivalence", "stability", "slope", "exact") for v in four - {"mixed"}
-    }
+    expected |= {(kind, v) for kind in ("equivalence", "stability", "slope", "exact") for v in four - {"mixed"}}
     expected |= {("formula", "supported"), ("formula", "refuted")}
     assert cells == expected
 
@@ -276,9 +268,7 @@ def keep_seeds(evidence: Evidence, seeds: set[int]) -> Evidence:
 
     points = {x: {s: y for s, y in runs.items() if s in seeds} for x, runs in evidence.points.items()}
     arms = tuple(cut(result) for result in evidence.arms)
-    return dataclasses.replace(
-        evidence, test=cut(evidence.test), base=cut(evidence.base), arms=arms, points=points
-    )
+    return dataclasses.replace(evidence, test=cut(evidence.test), base=cut(evidence.base), arms=arms, points=points)
 
 
 @pytest.mark.parametrize("left", [0, 1, 2, N - 1])
@@ -314,9 +304,7 @@ def test_one_outlying_seed_is_a_disagreement() -> None:
     ],
 )
 def test_the_normal_test_alone_does_not_decide(type: str, test: np.ndarray, trivial: float | None) -> None:
-    decision = judge(
-        contrast(type), Evidence(arm("test", test), arm("base", [1.5] * N), trivial=trivial), QUICK
-    )
+    decision = judge(contrast(type), Evidence(arm("test", test), arm("base", [1.5] * N), trivial=trivial), QUICK)
     assert decision.p is not None and decision.p < 0.05
     assert decision.verdict == "inconclusive" and "disagree" in decision.reason
 
@@ -344,9 +332,7 @@ def test_negative_correlation_is_said_and_does_not_lower_p() -> None:
 def test_diverged_runs_make_it_a_sign_test() -> None:
     base = 1.5 + 0.01 * spread()
     test = [None, None, None, *(base[3:] + 0.1)]
-    decision = judge(
-        contrast("superiority", expect="worse"), Evidence(arm("test", test), arm("base", base)), QUICK
-    )
+    decision = judge(contrast("superiority", expect="worse"), Evidence(arm("test", test), arm("base", base)), QUICK)
     assert decision.verdict == "supported" and decision.n == N
     assert decision.p == pytest.approx(2 / 256)  # all eight pairs count, the diverged ones too
     assert "sign test" in decision.sentence and "diverged 3 of 8 against 0 of 8" in decision.sentence
@@ -439,9 +425,7 @@ def test_catastrophe_without_a_trivial_predictor() -> None:
 @pytest.mark.parametrize("side", ["test", "base"])
 def test_learning_rate_at_the_edge(side: str) -> None:
     evidence = pair(-0.05, 0.01)
-    evidence = dataclasses.replace(
-        evidence, **{side: dataclasses.replace(getattr(evidence, side), edge=True)}
-    )
+    evidence = dataclasses.replace(evidence, **{side: dataclasses.replace(getattr(evidence, side), edge=True)})
     assert f"learning rate of {side}" in downgraded(evidence).reason
 
 
@@ -469,9 +453,7 @@ def test_early_end_of_a_diverged_run_is_no_mismatch() -> None:
     base = arm("base", 1.5 + 0.01 * spread(), tokens=1000)
     test = arm("test", 1.7 + 0.01 * spread(), tokens=1000)
     broken = dataclasses.replace(test, outcomes={**test.outcomes, 0: Outcome(None, 4.0, tokens=10)})
-    assert (
-        judge(contrast("superiority", expect="worse"), Evidence(broken, base), QUICK).verdict == "supported"
-    )
+    assert judge(contrast("superiority", expect="worse"), Evidence(broken, base), QUICK).verdict == "supported"
 
 
 def test_insignificant_and_underpowered() -> None:

@@ -54,17 +54,13 @@ def test_both_sides_compute_the_same_loss_and_steps(ours, gpt):
 
 
 def test_number_of_steps_per_call_does_not_change_the_losses():
-    np.testing.assert_array_equal(
-        Ours(TINY).train(6, steps_per_call=1), Ours(TINY).train(6, steps_per_call=4)
-    )
+    np.testing.assert_array_equal(Ours(TINY).train(6, steps_per_call=1), Ours(TINY).train(6, steps_per_call=4))
 
 
 def test_tokens_are_learnable_but_not_trivial():
     tokens = learnable_tokens(1 << 15).astype(int)
     surprise = (tokens[1:] - 5 * tokens[:-1] - 7) % VOCAB_SIZE
-    np.testing.assert_allclose(
-        np.bincount(surprise, minlength=VOCAB_SIZE)[:4] / len(surprise), 0.25, atol=0.02
-    )
+    np.testing.assert_allclose(np.bincount(surprise, minlength=VOCAB_SIZE)[:4] / len(surprise), 0.25, atol=0.02)
     assert np.unique(tokens).size == VOCAB_SIZE
 
 
@@ -104,12 +100,8 @@ def test_command_measures_a_tiny_shape(tmp_path):
     for side in (ours, torch):
         walls = [turn["wall"] for turn in side["turns"]]
         assert side["tokens_per_second"] == pytest.approx(np.median([tokens / wall for wall in walls]))
-        assert side["model_flops_per_second"] == pytest.approx(
-            side["tokens_per_second"] * result["flops_per_token"]
-        )
-    assert ours["speed_up_of_medians"] == pytest.approx(
-        ours["tokens_per_second"] / torch["tokens_per_second"]
-    )
+        assert side["model_flops_per_second"] == pytest.approx(side["tokens_per_second"] * result["flops_per_token"])
+    assert ours["speed_up_of_medians"] == pytest.approx(ours["tokens_per_second"] / torch["tokens_per_second"])
     assert torch["speed_up_by_round"]["median"] == 1
     assert 0 <= torch["between_share"]["median"] < 1
 

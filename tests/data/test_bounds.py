@@ -27,9 +27,7 @@ def test_closed_forms():
     assert bounds.bigram_entropy(noise, 16) == pytest.approx(math.log(16), abs=2e-3)
 
 
-@pytest.mark.parametrize(
-    "vocabulary_size", [260, 65_536]
-)  # a table of all pairs, and one of those that occur
+@pytest.mark.parametrize("vocabulary_size", [260, 65_536])  # a table of all pairs, and one of those that occur
 @pytest.mark.parametrize("chunk", [7, 1 << 24])
 def test_pairs_are_counted_across_chunks(monkeypatch, vocabulary_size, chunk):
     monkeypatch.setattr(bounds, "_CHUNK", chunk)

@@ -76,9 +76,7 @@ def test_one_file_is_cut_at_its_end_as_in_nanogpt(tmp_path):
 
 def test_test_fraction_is_the_very_end(tmp_path):
     (tmp_path / "input.txt").write_bytes(bytes(range(100)) * 10)
-    data = load_text(
-        tmp_path, tmp_path / "input.txt", sequence_length=8, validation_fraction=0.2, test_fraction=0.1
-    )
+    data = load_text(tmp_path, tmp_path / "input.txt", sequence_length=8, validation_fraction=0.2, test_fraction=0.1)
     assert [(split, len(tokens)) for split, tokens in data.splits.items()] == [
         ("train", 700),
         ("validation", 200),

@@ -34,9 +34,7 @@ def seed_downloads(folder, name, content):
     path = epath.Path(folder) / "downloads" / name / resource.get_dl_fname(url, info.checksum)
     path.parent.mkdir(parents=True)
     path.write_bytes(content)
-    resource.write_info_file(
-        url=url, path=path, dataset_name=name, original_fname=os.path.basename(url), url_info=info
-    )
+    resource.write_info_file(url=url, path=path, dataset_name=name, original_fname=os.path.basename(url), url_info=info)
 
 
 def tfds_section(folder, name="tiny_shakespeare", **values):
@@ -106,13 +104,9 @@ def test_a_set_with_several_texts_asks_which(tmp_path):
     import tensorflow_datasets as tfds
 
     builder = tfds.builder("scan/simple", data_dir=tmp_path)
-    with pytest.raises(
-        DataError, match=r"data\.tfds_name=scan: choose one as data\.tfds_feature from .*commands"
-    ):
+    with pytest.raises(DataError, match=r"data\.tfds_name=scan: choose one as data\.tfds_feature from .*commands"):
         tfds_source._text_feature(builder, "")
-    with pytest.raises(
-        DataError, match=r'data\.tfds_feature=.comands. is none of .* Did you mean "commands"'
-    ):
+    with pytest.raises(DataError, match=r'data\.tfds_feature=.comands. is none of .* Did you mean "commands"'):
         tfds_source._text_feature(builder, "comands")
     assert tfds_source._text_feature(builder, "actions") == "actions"
 

@@ -119,7 +119,6 @@ def test_an_unknown_name_is_refused(model):
         replace(model, **{"blocks.9.residual": lambda x: x})(tokens())
 
 
-@pytest.mark.xfail(strict=True, reason="capture returns nothing for a name that does not exist")
 def test_an_unknown_name_is_refused_by_capture_too(model):
     with pytest.raises(KeyError, match=r"blocks\.9\.residual"):
         capture(model, "blocks.9.residual")(tokens())

@@ -304,9 +304,7 @@ def three_checkpoints(tmp_path_factory):
 
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
-def test_a_damaged_checkpoint_is_passed_over_and_its_step_can_be_saved_again(
-    three_checkpoints, tmp_path, damage
-):
+def test_a_damaged_checkpoint_is_passed_over_and_its_step_can_be_saved_again(three_checkpoints, tmp_path, damage):
     directory = tmp_path / "checkpoints"
     shutil.copytree(three_checkpoints, directory)
     damage(directory / "3")
@@ -403,9 +401,7 @@ def test_a_damaged_best_gives_way_to_the_second_best(tmp_path, capsys):
     flip_a_bit(tmp_path / "1")
     checkpoints = Checkpoints(tmp_path, 3)
     assert checkpoints.restore_best(ABSTRACT).step == 3
-    assert capsys.readouterr().err.startswith(
-        f"warning: The checkpoint of step 1 in {tmp_path / '1'} is damaged"
-    )
+    assert capsys.readouterr().err.startswith(f"warning: The checkpoint of step 1 in {tmp_path / '1'} is damaged")
 
 
 def test_restore_best_does_not_call_an_unreadable_directory_empty(tmp_path):
@@ -489,9 +485,7 @@ def full_disk(monkeypatch):
     ids=["wait", "save", "steps", "close"],
 )
 @pytest.mark.parametrize("item", ["record", "state"])
-def test_a_failed_write_is_reported_by_the_next_call_and_leaves_the_one_before(
-    tmp_path, full_disk, next_call, item
-):
+def test_a_failed_write_is_reported_by_the_next_call_and_leaves_the_one_before(tmp_path, full_disk, next_call, item):
     checkpoints = Checkpoints(tmp_path, 1)
     checkpoints.save(1, make_state(1), {}, 1.0)
     checkpoints.wait()
@@ -523,9 +517,7 @@ def test_saving_may_go_on_after_a_failure(tmp_path, full_disk):
             with pytest.raises(CheckpointError):
                 checkpoints.wait()
         checkpoints.save(3, make_state(3), {})
-        assert checkpoints.steps() == [
-            3
-        ]  # step 1 was to go once step 2 was there, and has not been forgotten
+        assert checkpoints.steps() == [3]  # step 1 was to go once step 2 was there, and has not been forgotten
 
 
 def test_a_process_that_cannot_write_still_exits(tmp_path):

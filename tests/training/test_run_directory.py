@@ -358,9 +358,7 @@ def test_attempts_are_counted_and_changes_of_the_environment_kept(tmp_path, conf
     assert json.loads((tmp_path / "env.json").read_text())["fingerprint"] == "bbb"
 
 
-@pytest.mark.parametrize(
-    ("state", "attempts"), [("done", 1), ("diverged", 1), ("failed", 2), ("preempted", 2)]
-)
+@pytest.mark.parametrize(("state", "attempts"), [("done", 1), ("diverged", 1), ("failed", 2), ("preempted", 2)])
 def test_a_finished_run_gets_no_further_attempt(tmp_path, config, state, attempts):
     with RunDirectory.open(tmp_path, config) as directory:
         assert directory.status() == {"state": "planned"}
@@ -393,9 +391,7 @@ def test_the_status_is_whole_at_every_moment(tmp_path, config):
 def test_a_crash_while_writing_keeps_the_old_status(tmp_path, config, monkeypatch):
     with RunDirectory.open(tmp_path, config) as directory:
         directory.set_status("running", step=1)
-        monkeypatch.setattr(
-            jsonfiles.os, "replace", lambda *_: (_ for _ in ()).throw(OSError(errno.EIO, "gone"))
-        )
+        monkeypatch.setattr(jsonfiles.os, "replace", lambda *_: (_ for _ in ()).throw(OSError(errno.EIO, "gone")))
         with pytest.raises(UserError, match="gone"):
             directory.set_status("running", step=2)
         assert directory.status()["step"] == 1

@@ -46,6 +46,8 @@ def capture(function: Callable[..., Any], *names: str) -> Callable[..., tuple[An
 
         with observing(observer):
             out = function(*args, **kwargs)
+        if missing := set(names) - set(seen):
+            raise KeyError(f"no tap is named {sorted(missing)}")
         return out, seen
 
     return wrapped

@@ -130,9 +130,7 @@ class Checkpoints:
             self._worker.shutdown()
             self._discard_checkpointer()
 
-    def _write(
-        self, step: int, arrays: dict[str, np.ndarray], metadata: dict[str, Any], metric: float | None
-    ) -> None:
+    def _write(self, step: int, arrays: dict[str, np.ndarray], metadata: dict[str, Any], metric: float | None) -> None:
         """The background half of `save`."""
         record = _make_record(step, arrays, metadata, metric)
         try:
@@ -222,10 +220,7 @@ class Checkpoints:
             except _Damaged as damage:
                 self._report(step, damage)
                 continue
-            leaves = [
-                jax.device_put(arrays[path], getattr(leaf, "sharding", None))
-                for path, leaf in abstract.items()
-            ]
+            leaves = [jax.device_put(arrays[path], getattr(leaf, "sharding", None)) for path, leaf in abstract.items()]
             state = jax.tree.unflatten(jax.tree.structure(abstract_state), leaves)
             return Restored(step, state, record["metadata"])
         if steps:
@@ -315,9 +310,7 @@ def _by_path(tree: Any) -> dict[str, Any]:
 # --- the record -------------------------------------------------------------------------------------------
 
 
-def _make_record(
-    step: int, arrays: dict[str, np.ndarray], metadata: dict[str, Any], metric: float | None
-) -> Record:
+def _make_record(step: int, arrays: dict[str, np.ndarray], metadata: dict[str, Any], metric: float | None) -> Record:
     described = {path: _describe(array) for path, array in arrays.items()}
     record = {"step": step, "metric": metric, "metadata": metadata, "arrays": described}
     return {**record, "sha256": _digest_of_record(record)}

@@ -65,8 +65,9 @@ class Program:
         self.bytes_per_token = np.asarray(bytes_per_token, np.int32)
         train = config.train
         self.max_steps_per_call = min(train.steps, train.steps_per_call or 64)
-        self.train_steps = jax.jit(self._train_steps, donate_argnums=0)
-        self.evaluate = jax.jit(self._evaluate)
+        precise = jax.default_matmul_precision(config.numerics.matmul_precision)  # read while tracing
+        self.train_steps = jax.jit(precise(self._train_steps), donate_argnums=0)
+        self.evaluate = jax.jit(precise(self._evaluate))
 
     # --- state ---------------------------------------------------------------------------------------------------
 
