@@ -167,8 +167,9 @@ def test_a_nested_choice_is_validated_like_any_other(monkeypatch):
         return config_module._build(cls, "bowl.", {f"bowl.{name}": value for name, value in values.items()})
 
     assert build().options == ()
-    assert build(fruit="apple").options == (("core", "none"),)
-    assert build(fruit="apple", core="seeds").options == (("core", "seeds"), ("count", 5))
+    assert build(fruit="apple").options == ()
+    assert build(fruit="apple", core="seeds").options == (("core", "seeds"),)
+    assert build(fruit="apple", core="seeds", count=3).options == (("core", "seeds"), ("count", 3))
     for wrong, message in [
         ({"fruit": "apple", "core": "sed"}, "bowl.core='sed' is not one of: none, seeds."),
         ({"core": "seeds"}, "bowl.core='seeds' has no effect: only bowl.fruit=apple reads it, and it is 'none'."),

@@ -265,10 +265,6 @@ def _check(config: Config) -> None:
     for path, value in fractions.items():
         if not 0 <= value < 1:
             raise ConfigError(f"{path}={value} must be at least 0 and below 1.")
-    for part in ("attention", "ffn"):
-        gain = getattr(model.residual, part).branch_gain
-        if isinstance(gain, str) and gain != "learned_zero":
-            raise ConfigError(f"model.residual.{part}.branch_gain={gain!r} is neither a number nor learned_zero.")
     if model.ffn.kind != "none" and round(model.ffn.ratio * model.d_model) < 1:
         raise ConfigError(
             f"model.ffn.ratio={model.ffn.ratio} leaves no hidden unit; to remove it use model.ffn.kind=none."
@@ -286,11 +282,6 @@ def _check(config: Config) -> None:
         raise ConfigError(
             f"model.attention.num_heads={attention.num_heads} is not divisible by "
             f"model.attention.num_kv_heads={attention.num_kv_heads}: every key-value head serves equally many queries."
-        )
-    if model.ffn.kind != "none" and round(model.ffn.ratio * model.d_model) < 1:
-        raise ConfigError(
-            f"model.ffn.ratio={model.ffn.ratio} leaves no hidden unit at model.d_model={model.d_model}; raise it, or "
-            "set model.ffn.kind=none."
         )
     if train.batch_size % train.accumulate:
         raise ConfigError(

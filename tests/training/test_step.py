@@ -392,16 +392,7 @@ def test_bfloat16_parameters_run():
     assert np.isfinite(metrics["loss"]).all() and metrics["loss"][-1] < metrics["loss"][0]
 
 
-@pytest.mark.parametrize(
-    "precision",
-    [
-        *(
-            "highest",
-            "high",
-        ),
-        "default",
-    ],
-)
+@pytest.mark.parametrize("precision", ["highest", "high", "default"])
 def test_the_step_asks_for_the_configured_precision(precision):
     """Whoever calls the program: the trainer, the lab, `eval.py` or a notebook."""
     made = Counting({"numerics.matmul_precision": precision})
