@@ -230,10 +230,13 @@ def test_gpt2_scheme_by_role():
 
 
 DEPTH, D, F, H = 3, 64, 256, 4
+KERNELS = ("matrix", "value", "hidden", "output")
+TABLES = ("embedding", "unembedding", "position", "position_bias")
 SHAPES = {
-    "matrix": (D, F),
+    **dict.fromkeys(("matrix", "value", "hidden"), (D, F)),
     "output": (F, D),
     "embedding": (1000, D),
+    "unembedding": (D, 1000),
     "position": (200, D),
     "position_bias": (512, H),
     "gain": (D,),
@@ -244,10 +247,8 @@ DRAWN = {
     "gpt2": {"output": 0.02 / math.sqrt(2 * DEPTH)},
     "plain": {},
     "zero": {"output": 0.0},
-    "lecun": {"matrix": D**-0.5, "output": F**-0.5}
-    | dict.fromkeys(("embedding", "position", "position_bias"), D**-0.5),
-    "xavier": dict.fromkeys(("matrix", "output"), math.sqrt(2 / (D + F)))
-    | dict.fromkeys(("embedding", "position", "position_bias"), D**-0.5),
+    "lecun": dict.fromkeys((*KERNELS, *TABLES), D**-0.5) | {"output": F**-0.5},
+    "xavier": dict.fromkeys(KERNELS, math.sqrt(2 / (D + F))) | dict.fromkeys(TABLES, D**-0.5),
 }
 DRAWN["lecun_depth"] = DRAWN["lecun"] | {"output": F**-0.5 / math.sqrt(2 * DEPTH)}
 
@@ -260,7 +261,7 @@ def stds(scheme: str, draw=None) -> dict[str, float]:
 
 def check_scheme(made: dict[str, float], scheme: str) -> None:
     silent = {"gain": 0.0, "bias": 0.0, "residual_gain": 0.0}
-    wanted = dict.fromkeys(("matrix", "output", "embedding", "position", "position_bias"), 0.02)
+    wanted = dict.fromkeys((*KERNELS, *TABLES), 0.02)
     assert made == pytest.approx(wanted | DRAWN[scheme] | silent, rel=0.05)
 
 
