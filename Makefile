@@ -8,8 +8,7 @@ EXTRAS ?= dev
 PY := .venv/bin/python
 INSTALLED := .venv/installed-$(EXTRAS)
 
-DEMO_DIR ?= runs/demo
-DEMO_TRAIN := --config=configs/ablation_prenorm.py:pre --config.train.steps=200
+DEMO := run causal_mask --profile=demo
 
 # Compiled programs, however small, are kept between runs and shared by the test workers.
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
@@ -23,9 +22,8 @@ help:  ## show this list
 
 install: $(INSTALLED)  ## create .venv and install the tested versions into it
 
-demo: $(INSTALLED)  ## train one small arm for about a minute, then evaluate it
-	$(PY) train.py $(DEMO_TRAIN) --workdir=$(DEMO_DIR) $(ARGS)
-	$(PY) eval.py --workdir=$(DEMO_DIR)
+demo: $(INSTALLED)  ## ask one question: train both arms, judge, write the page; about two minutes
+	$(PY) -m ablations $(DEMO) $(ARGS)
 
 test: $(INSTALLED)  ## run every test that takes seconds
 	$(PY) -m pytest -n 2 -q tests $(ARGS)
@@ -39,7 +37,7 @@ soak: $(INSTALLED)  ## run the tests that take minutes
 	$(PY) -m pytest -q -m soak --timeout=3600 tests $(ARGS)
 
 bench: $(INSTALLED)  ## measure speed and memory
-	@set -e; for script in benchmarks/bench_*.py; do echo "$$script"; $(PY) "$$script" $(ARGS); done
+	$(PY) -m benchmarks.train_step $(ARGS)
 
 $(INSTALLED): pyproject.toml requirements/lock.txt
 	@sh requirements/install.sh $(EXTRAS) $(PYTHON)

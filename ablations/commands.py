@@ -62,14 +62,16 @@ def plan_command(arguments: argparse.Namespace) -> int:
 
 def run_command(arguments: argparse.Namespace) -> int:
     """Checks, trains what is missing, judges and writes the page."""
+    progress = Progress()
+    pool = Pool(arguments.workers or default_workers(), progress.show, arguments.retry_failed)
     for name in arguments.names:
         ablation = catalog.load(name)
         check_limits(name, ablation, arguments.profile)
         counts = plan.parameter_counts(cells(name, ablation, arguments.profile))
         require_clean(lint(name, ablation, arguments.profile, counts))
-        run_checks(name, ablation, arguments.runs)
-    progress = Progress()
-    pool = Pool(arguments.workers or default_workers(), progress.show, arguments.retry_failed)
+    for name in arguments.names:
+        run_checks(name, catalog.load(name), arguments.runs)
+    progress.start()
     try:
         code = pool.run(jobs.collect(arguments.names, arguments.profile, arguments.runs))
     finally:
@@ -225,8 +227,10 @@ def _chosen(arguments: argparse.Namespace) -> list[str]:
     """The ablations named, or all that have the profile.
 
     Raises:
-      UserError: none has it.
+      UserError: one that is named is unknown or lacks it, or none has it.
     """
+    for name in arguments.names:
+        catalog.load(name).overrides(profile=arguments.profile)
     if arguments.names:
         return arguments.names
     found = [name for name in catalog.names() if arguments.profile in catalog.load(name).profiles]

@@ -13,7 +13,15 @@ from transformer.config import difference
 from transformer.errors import ConfigError
 
 STABILITY_FIELDS = ("optimizer.warmup_steps", "optimizer.clip", "optimizer.schedule")
-RECIPE_FIELDS = ("train.steps", "train.batch_size", "data.sequence_length", "data.source", "data.vocabulary")
+RECIPE_FIELDS = (
+    "train.steps",
+    "train.batch_size",
+    "data.sequence_length",
+    "data.source",
+    "data.path",
+    "data.tfds_name",
+    "data.vocabulary",
+)
 
 
 @dataclasses.dataclass(frozen=True)

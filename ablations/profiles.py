@@ -104,9 +104,10 @@ def check_limits(name: str, ablation: Ablation, profile: str) -> None:
     for quantity, value in asked.items():
         most = getattr(limit, quantity)
         if most is not None and value > most:
+            what = quantity if quantity == "d_model" else quantity.replace("_", " ")
             raise ConfigError(
-                f"The profile {profile} of {name} asks for {value:,} {quantity.replace('_', ' ')}, but {profile} "
-                f"allows {most:,}; make it smaller, or run a larger profile."
+                f"The profile {profile} of {name} asks for {value:,} {what}, but {profile} allows {most:,}; "
+                "make it smaller, or run a larger profile."
             )
     if limit.verdicts is False and settings.verdicts:
         raise ConfigError(f"The profile {profile} of {name} cannot give verdicts: set verdicts=False.")

@@ -35,9 +35,9 @@ def push(name: str, profile: str, runs: Path, section: Wandb | None = None) -> i
       UserError: W&B is disabled, not installed, or failed.
     """
     section = section or Wandb()
+    results = summary.collect(name, profile, runs)
     if MODES.build(section.mode) == "disabled":
         raise UserError("WANDB_MODE=disabled, so there is nothing to push to; unset it, or set it to offline.")
-    results = summary.collect(name, profile, runs)
     group, pushed = f"{name}-{profile}", 0
     for cell, records in results.arms:
         for member, record in sorted(records.items()):

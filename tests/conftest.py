@@ -32,17 +32,3 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
 def pytest_unconfigure(config: pytest.Config) -> None:
     if _HOME is not None:
         shutil.rmtree(_HOME, ignore_errors=True)
-
-
-@pytest.fixture(scope="session")
-def root() -> Path:
-    """The root of the repository."""
-    return ROOT
-
-
-@pytest.fixture
-def tiny_config():
-    """A resolved config small enough for a test."""
-    from tests.tiny import tiny
-
-    return tiny()

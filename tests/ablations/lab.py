@@ -37,7 +37,7 @@ SIZE: dict[str, Any] = {
     "train.log_every": 4,
     "eval.tokens": 128,
 }
-WORSE = Contrast("pre_norm_stable", "superiority", test="other", base="base", expect="worse", margin=0.01, min_seeds=2)
+WORSE = Contrast("layernorm_removal", "superiority", test="other", base="base", expect="worse", margin=0.01)
 
 
 def write_text(path: Path, words: int = 4000, noise: float = 0.0) -> Path:
@@ -94,7 +94,7 @@ def put(runs: Path, cell: ArmCell, member: Member, value: float | None, **change
     state = "diverged" if value is None else "done"
     metrics = {} if value is None else {"loss": value, "validation_loss": value}
     about = {"initial": 5.5, "parameters": 100, "flops_per_token": 600.0, "tokens": 3072, "seconds": 1.0}
-    record = Record(member, state, cell.hash, **{"metrics": metrics, **about, **changes})
+    record = Record(**{"member": member, "state": state, "arm_hash": cell.hash, "metrics": metrics, **about, **changes})
     directory = cell.directory(runs) / member.name
     directory.mkdir(parents=True, exist_ok=True)
     store.write_record(directory, record)

@@ -210,4 +210,4 @@ def test_the_contrasts_of_both_are_registered_with_the_shared_arm(tmp_path, conf
     write_config(configs, ablation(), "second")
     (shared, _) = jobs.collect(["first", "second"], "tiny", tmp_path)
     (hashed,) = {contrast.rsplit(":", 1)[1] for contrast in shared.contrasts}
-    assert shared.contrasts == (f"first:pre_norm_stable:{hashed}", f"second:pre_norm_stable:{hashed}")
+    assert shared.contrasts == (f"first:layernorm_removal:{hashed}", f"second:layernorm_removal:{hashed}")

@@ -1,0 +1,60 @@
+"""A question typed on the command line becomes an ablation like any other."""
+
+from __future__ import annotations
+
+import pytest
+
+from ablations import adhoc, catalog
+from ablations.cells import cells
+from ablations.lint import lint
+from ablations.profiles import STANDARD, check_limits
+from transformer.errors import ConfigError
+
+
+@pytest.fixture(autouse=True)
+def forgotten(monkeypatch):
+    monkeypatch.setattr(catalog, "_added", {})
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("rmsnorm", "rmsnorm"), ("96", 96), ("1e-3", 1e-3), ("True", True), ("('a', 'b')", ("a", "b")), ("a=b", "a=b")],
+)
+def test_values_are_read_as_python_or_text(text, value):
+    assert adhoc.parse([f"model.norm.kind={text}"]) == {"model.norm.kind": value}
+
+
+def test_an_assignment_needs_a_value():
+    with pytest.raises(ConfigError, match="'model.norm.kind' is not FIELD=VALUE, for example"):
+        adhoc.parse(["model.norm.kind"])
+
+
+def test_the_question_is_an_ablation_within_the_limits_of_every_profile():
+    for profile in STANDARD:
+        name = adhoc.register(["model.norm.kind=rmsnorm", "model.num_layers=1"], profile)
+        made = catalog.load(name)
+        assert made.question == "What if model.norm.kind=rmsnorm, model.num_layers=1?"
+        base, tried = cells(name, made, profile)
+        assert (base.arm, tried.arm) == ("baseline", "tried")
+        assert (tried.config.model.norm.kind, tried.config.model.num_layers) == ("rmsnorm", 1)
+        check_limits(name, made, profile)
+        assert not [warning for warning in lint(name, made, profile) if warning.level == "error"]
+        (contrast,) = made.contrasts
+        assert (contrast.type, contrast.test, contrast.base, contrast.expect) == ("equivalence", "tried", "baseline", None)
+
+
+def test_the_same_question_has_the_same_name():
+    first, again, other = (adhoc.register([text], "demo") for text in ("model.d_model=48", "model.d_model=48", "seed=1"))
+    assert first == again != other and first.startswith("try-")
+
+
+def test_what_changes_nothing_is_refused():
+    name = adhoc.register(["model.norm.kind=layernorm"], "demo")
+    (error,) = [w for w in lint(name, catalog.load(name), "demo") if w.level == "error"]
+    assert "no field" in error.message
+
+
+def test_an_unknown_field_is_refused():
+    name = adhoc.register(["model.norm.kimd=rmsnorm"], "demo")
+    with pytest.raises(ConfigError, match='no config field "model.norm.kimd". Did you mean "model.norm.kind"'):
+        cells(name, catalog.load(name), "demo")

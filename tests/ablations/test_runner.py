@@ -1,0 +1,187 @@
+"""The local pool: arms side by side, dead workers started again, failures told, Ctrl-C saved."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ablations import jobs, runner, summary
+from ablations.runner import RESTARTS, Pool
+from ablations.schema import Arm
+from tests.ablations.lab import ablation, fill, write_config, write_text
+from transformer.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def attempts(path: Path) -> int:
+    return (path / "events.jsonl").read_text().count('"kind": "attempt"')
+
+
+def silent(ended: int, known: int, running: list[str]) -> None:
+    pass
+
+
+@pytest.fixture(scope="module")
+def pooled(tmp_path_factory):
+    """Two workers on a healthy arm whose worker is killed, one that diverges, and one whose text is missing.
+
+    Started from another folder than the repository, with a path relative to it.
+    """
+    folder = tmp_path_factory.mktemp("lab")
+    write_text(folder / "text.txt")
+    arms = {
+        "base": Arm(),
+        "hot": Arm({"optimizer.learning_rate": 1e30}),
+        "lost": Arm({"data.path": "missing.txt"}),
+    }
+    write_config(folder / "configs", ablation("text.txt", arms=arms, rates=(1e-2,), seeds=3))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr("ablations.catalog._folder", folder / "configs")
+        found = jobs.collect(["tiny"], "tiny", Path("runs"))
+        starts: list[str] = []
+        shown: list[tuple[int, int]] = []
+
+        def progress(ended: int, known: int, running: list[str]) -> None:
+            shown.append((ended, known))
+            healthy = next((worker for worker in pool.running if worker.job is found[0]), None)
+            if healthy is not None and healthy.starts == 1 and found[0].progress().ended:
+                healthy.process.kill()
+                healthy.process.wait()
+
+        pool = Pool(2, progress)
+        start = pool._start
+        patch.setattr(pool, "_start", lambda job, n=1: (starts.append(job.cell.label), start(job, n)))
+        code = pool.run(found)
+        data = summary.summarize(summary.collect("tiny", "tiny", Path("runs")))
+    return folder, code, starts, shown, data
+
+
+def test_a_killed_worker_is_started_again_and_goes_on(pooled):
+    folder, code, starts, shown, _ = pooled
+    assert sorted(starts) == ["tiny/base", "tiny/base", "tiny/lost"]
+    members = list((folder / "runs").glob("tiny-base-*/lr*"))
+    assert len(members) == 3 + 3 + 3  # test seeds, twins, and those of the arm that differs in its rate alone
+    assert sorted(map(attempts, members))[:-1] == [1] * 8  # at most one was under way when the worker died
+    assert shown[-1] == (12, 12) and code == 1  # the failures are told by the exit code
+
+
+def test_diverged_and_failed_arms_are_reported_as_what_they_are(pooled):
+    data = pooled[-1]
+    states = {arm["arm"]: {member["state"] for member in arm["members"]} for arm in data["arms"]}
+    assert states == {"base": {"done"}, "hot": {"diverged"}, "lost": {"failed"}}
+    assert {k: data["progress"][k] for k in ("planned", "done", "diverged", "failed", "missing")} == {
+        "planned": 12, "done": 6, "diverged": 3, "failed": 3, "missing": 0,
+    }  # fmt: skip
+    hot, lost = data["arms"][1]["members"], data["arms"][2]["members"]
+    assert all(member["diverged_at"] and not member["metrics"] for member in hot)
+    assert all("missing.txt' matches no file" in member["error"] for member in lost)
+
+
+def test_finished_jobs_start_nothing(pooled, monkeypatch, capfd):
+    folder = pooled[0]
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr("ablations.catalog._folder", folder / "configs")
+    monkeypatch.setattr(runner.subprocess, "Popen", None)
+    assert Pool(2, silent).run(jobs.collect(["tiny"], "tiny", Path("runs"))) == 1
+    said = capfd.readouterr().err.splitlines()
+    assert len(said) == 3 and all(
+        line.startswith("tiny/lost lr0.01-s") and "--retry-failed" in line for line in said
+    )
+
+
+# --- Workers that die, and users who stop ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def job(tmp_path, configs):
+    write_config(configs, ablation("no.txt"))
+    return jobs.collect(["tiny"], "tiny", tmp_path / "runs")[0]
+
+
+def with_worker(monkeypatch, code: str) -> list[int]:
+    """Makes every worker a process that runs `code`; returns the list that counts them."""
+    real, started = subprocess.Popen, []
+
+    def popen(command, **named):
+        started.append(1)
+        return real([sys.executable, "-S", "-c", code], **named)
+
+    monkeypatch.setattr(runner.subprocess, "Popen", popen)
+    return started
+
+
+@pytest.mark.parametrize(("code", "starts"), [(1, 1 + RESTARTS), (75, 1 + RESTARTS), (0, 1 + RESTARTS), (2, 1)])
+def test_a_worker_that_never_gets_on_is_given_up(job, monkeypatch, capfd, code, starts):
+    started = with_worker(monkeypatch, f"print('what went wrong'); raise SystemExit({code})")
+    assert Pool(1, silent).run([job]) == 1
+    assert len(started) == starts
+    assert f"tiny/base: the worker ended with code {code}: what went wrong" in capfd.readouterr().err
+
+
+def test_an_interrupt_stops_workers_and_starts_no_others(job, monkeypatch):
+    started = with_worker(monkeypatch, "import time; time.sleep(60)")
+    asked = []
+
+    def progress(*_):
+        if not asked:
+            asked.append(os.kill(os.getpid(), signal.SIGINT))
+
+    before = signal.getsignal(signal.SIGINT)
+    pool = Pool(1, progress)
+    assert pool.run([job, job]) == 130 and len(started) == 1
+    assert signal.getsignal(signal.SIGINT) == before
+
+
+def test_a_second_interrupt_does_not_wait(job, monkeypatch):
+    with_worker(
+        monkeypatch, "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(); time.sleep(60)"
+    )
+
+    def progress(*_):
+        log = job.directory / "worker.log"
+        if log.is_file():
+            os.kill(os.getpid(), signal.SIGINT)
+
+    assert Pool(1, progress).run([job]) == 130
+
+
+def test_retries_start_only_where_something_failed(tmp_path, configs, monkeypatch):
+    made = ablation("no.txt", rates=(1e-2,))
+    write_config(configs, made)
+    good, bad = jobs.collect(["tiny"], "tiny", tmp_path / "runs")
+    fill(tmp_path / "runs", good.cell, lambda member: 2.0)
+    fill(tmp_path / "runs", bad.cell, lambda member: 2.0, state="failed", error="out of memory")
+    started = with_worker(monkeypatch, "raise SystemExit(0)")
+    assert Pool(2, silent).run([good, bad]) == 1 and not started
+    assert Pool(2, silent, retry_failed=True).run([good, bad]) == 1 and len(started) == 1
+
+
+def test_a_worker_ends_with_the_driver_that_started_it(job):
+    job.write()
+    command = [sys.executable, "-m", "ablations.worker", f"--arm={job.directory}", "--parent=999999999"]
+    assert subprocess.run(command, cwd=ROOT, timeout=60, check=False).returncode == 75
+    assert not list(job.directory.glob("lr*"))
+
+
+def test_the_cores_are_shared_out():
+    cores = sorted(os.sched_getaffinity(0))
+    shares = [{int(cpu) for cpu in share.split(",")} for share in Pool(len(cores), silent).shares]
+    assert sorted(cpu for share in shares for cpu in share) == cores and all(len(share) == 1 for share in shares)
+    assert Pool(len(cores) + 1, silent).shares == [""] * (len(cores) + 1)  # too many: none is pinned
+    with pytest.raises(UserError, match="--workers=-1 must be at least 1"):
+        Pool(-1, silent)
+
+
+def test_what_the_worker_is_told_is_on_disk(job):
+    job.write()
+    assert jobs.read(job.directory) == job
+    stored = json.loads((job.directory / jobs.ARM).read_text())
+    assert stored["hash"] == job.cell.hash and stored["config"]["data"]["path"] == "no.txt"

@@ -1,0 +1,274 @@
+"""The verdict comes from records and registered contrasts alone: every way to bend it shows."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from ablations import jobs, store, summary
+from ablations.cells import Member
+from ablations.schema import Arm, Condition, Contrast
+from tests.ablations.lab import WORSE, ablation, arm, fill, put, write_config
+
+MADE = ablation(rates=(1e-2,), seeds=8)
+OFFSET = 0.1  # nats by which the arm `other` is worse
+
+
+def loss(member: Member, offset: float = 0.0) -> float:
+    """Seeds differ, twins differ a little from them, and the arm by its offset and a little."""
+    wobble = 0.004 * ((7 * member.seed) % 5) - 0.008
+    return 2.0 + 0.05 * (member.seed % 4) + offset * (1 + wobble) + (wobble if member.twin else 0.0)
+
+
+@pytest.fixture
+def lab(tmp_path, configs):
+    """Writes the ablation, and records for both arms as if they had been trained with it as it stands."""
+
+    def make(made=MADE, offset: float = OFFSET, names=("base", "other")) -> Path:
+        write_config(configs, made)
+        for name in names:
+            known = jobs.registered("tiny", made)
+            fill(tmp_path, arm(made, name), lambda m, n=name: loss(m, offset * (n == "other")), contrasts=known)
+        return tmp_path
+
+    return make
+
+
+def judged(runs: Path) -> dict:
+    return summary.summarize(summary.collect("tiny", "tiny", runs))
+
+
+def decide(runs: Path, index: int = 0) -> dict:
+    return judged(runs)["decisions"][index]
+
+
+# --- The verdict and what it rests on ----------------------------------------------------------------------------
+
+
+def test_the_verdict_follows_the_records(lab):
+    runs = lab()
+    data = judged(runs)
+    (decision,) = data["decisions"]
+    assert (decision["verdict"], decision["n"]) == ("supported", 8)
+    assert decision["estimate"] == pytest.approx(OFFSET, rel=0.02)
+    assert [pair["test"] - pair["base"] > 0.09 for pair in decision["paired"]] == [True] * 8
+    assert data["claims"][0]["verdict"] == "supported" and "layernorm_removal" in data["claims"][0]["claim"]
+    assert data["headline"].startswith(data["claims"][0]["statement"].rstrip("."))
+
+
+@pytest.mark.parametrize(
+    ("expect", "offset", "verdict"),
+    [
+        ("worse", OFFSET, "supported"),
+        ("better", OFFSET, "refuted"),
+        ("better", -OFFSET, "supported"),
+        ("worse", -OFFSET, "refuted"),
+    ],
+)
+def test_flipping_the_expectation_flips_the_verdict(lab, expect, offset, verdict):
+    runs = lab(ablation(rates=(1e-2,), seeds=8, contrasts=(dataclasses.replace(WORSE, expect=expect),)), offset)
+    assert decide(runs)["verdict"] == verdict
+
+
+def test_other_numbers_give_another_verdict(lab):
+    assert decide(lab(offset=1e-5))["verdict"] != "supported"
+
+
+@pytest.mark.parametrize("deleted", [1, 3])
+def test_deleting_seeds_leaves_nothing_decided(lab, deleted):
+    """One is enough, even where the seven others are beyond doubt."""
+    runs = lab()
+    for seed in range(deleted):
+        shutil.rmtree(arm(MADE, "other").directory(runs) / f"lr0.01-s{seed}")
+    decision = decide(runs)
+    assert decision["verdict"] == "inconclusive"
+    assert decision["downgrades"][0]["reason"] == f"{8 - deleted} of 8 declared seeds"
+
+
+def test_deleting_an_arm_leaves_nothing_run(lab):
+    runs = lab(names=("base",))
+    assert decide(runs)["verdict"] == "inconclusive" and decide(runs)["reason"] == "not run"
+    assert judged(runs)["headline"].startswith("At tiny scale nothing could be decided yet")
+
+
+def test_seeds_beyond_the_profile_do_not_count(lab):
+    """An ablation that shares the arm asked for more seeds; this one registered eight."""
+    runs = lab()
+    for name, offset in (("base", 0.0), ("other", -5.0)):
+        for seed in (8, 9):
+            put(runs, arm(MADE, name), Member(1e-2, seed), loss(Member(1e-2, seed), offset))
+    assert decide(runs)["n"] == 8 and decide(runs)["verdict"] == "supported"
+    assert judged(runs)["progress"]["done"] == 8 + 8 + 8
+
+
+def test_a_metric_that_was_not_measured_is_no_divergence(lab):
+    made = dataclasses.replace(MADE, contrasts=(dataclasses.replace(WORSE, metric="prefix_loss"),))
+    decision = decide(lab(made))
+    assert decision["verdict"] == "inconclusive" and decision["reason"] == "not run" and not decision["paired"]
+
+
+# --- Registration ------------------------------------------------------------------------------------------------
+
+
+def test_a_contrast_is_registered_before_its_data(lab):
+    assert decide(lab())["registered"] == "before its data"
+
+
+def test_with_no_data_yet_everything_is_before_it(lab):
+    assert decide(lab(names=()))["registered"] == "before its data"
+
+
+@pytest.mark.parametrize("change", [{"expect": "better"}, {"margin": 0.2}, {"metric": "validation_loss"}, {"note": "!"}])
+def test_an_edit_after_the_data_shows(lab, configs, change):
+    runs = lab()
+    write_config(configs, dataclasses.replace(MADE, contrasts=(dataclasses.replace(WORSE, **change),)))
+    assert decide(runs)["registered"] == "edited after its data"
+    write_config(configs, MADE)
+    assert decide(runs)["registered"] == "before its data"  # the edit undone is the contrast as it was
+
+
+def test_a_contrast_added_after_the_data_shows(lab, configs):
+    runs = lab(dataclasses.replace(MADE, contrasts=()))
+    write_config(configs, MADE)
+    assert decide(runs)["registered"] == "after its data"
+
+
+def test_one_record_of_before_the_edit_is_enough(lab, configs):
+    runs = lab()
+    edited = dataclasses.replace(MADE, contrasts=(dataclasses.replace(WORSE, margin=0.02),))
+    write_config(configs, edited)
+    for member in arm(MADE).members({}):
+        if member.seed:
+            put(runs, arm(MADE), member, loss(member), contrasts=jobs.registered("tiny", edited))
+    assert decide(runs)["registered"] == "edited after its data"
+
+
+# --- Arms, progress, noise, controls -----------------------------------------------------------------------------
+
+
+def test_members_are_listed_as_what_they_are(lab):
+    runs = lab()
+    cell = arm(MADE, "other")
+    put(runs, cell, Member(1e-2, 1), None, diverged_at=17)
+    put(runs, cell, Member(1e-2, 2), 2.0, state="failed", metrics={}, error="out of memory")
+    shutil.rmtree(cell.directory(runs) / "lr0.01-s3")
+    data = judged(runs)
+    rows = {row["seed"]: row for row in data["arms"][1]["members"]}
+    assert [rows[seed]["state"] for seed in range(5)] == ["done", "diverged", "failed", "missing", "done"]
+    assert rows[1]["diverged_at"] == 17 and rows[2]["error"] == "out of memory"
+    progress = {k: v for k, v in data["progress"].items() if k != "tampered"}
+    assert progress == {"planned": 24, "done": 21, "diverged": 1, "failed": 1, "missing": 1}
+    pairs = {pair["seed"]: pair["test"] for pair in data["decisions"][0]["paired"]}
+    assert pairs[1] is None and pairs[2] is None and pairs[0] is not None
+    assert data["decisions"][0]["n"] == 6  # failed and missing are no results; the divergence is one
+
+
+def test_tuning_shows_with_its_extension(lab):
+    """The best of two rates is the higher one, so a third was tried: the budget is in the report."""
+    made = ablation(rates=(1e-3, 1e-2), seeds=2)
+    data = judged(lab(made))
+    tried = [(t["learning_rate"], t["state"]) for t in data["arms"][0]["tuning"]]
+    assert tried == [(0.00001, "done"), (0.0001, "done"), (0.001, "done"), (0.01, "done")]  # equal scores: the lowest
+    assert data["arms"][0]["learning_rate"] == 1e-5 and data["arms"][0]["edge"]
+    assert "edge of its grid" in data["decisions"][0]["sentence"]
+
+
+def test_a_failed_tuning_run_decides_nothing(lab):
+    made = ablation(rates=(1e-3, 1e-2), seeds=2)
+    runs = lab(made, names=("base",))
+    cell = arm(made, "other")
+    put(runs, cell, Member(1e-3, 1000), 2.0)
+    put(runs, cell, Member(1e-2, 1000), None, state="failed", error="no")
+    row = judged(runs)["arms"][1]
+    assert row["learning_rate"] is None and not row["members"] and not row["edge"]
+    assert [t["state"] for t in row["tuning"]] == ["done", "failed"]
+    assert judged(runs)["progress"]["missing"] == 2
+
+
+def test_the_noise_floor_is_the_baseline_against_its_twins(lab):
+    noise = judged(lab())["noise"]
+    assert noise["n"] == 8 and 0.003 < noise["sigma"] < 0.01 and "mean difference is zero" in noise["note"]
+    assert summary.collect_noise("tiny", "tiny", lab()) == noise["sigma"]
+
+
+def test_no_twins_no_noise_floor(lab):
+    noise = judged(lab(names=("other",)))["noise"]
+    assert noise["sigma"] is None and noise["n"] == 0
+
+
+@pytest.mark.parametrize(("bound", "decided"), [(2.5, "supported"), (1.9, "inconclusive")])
+def test_the_baseline_must_have_learned_something(lab, configs, bound, decided):
+    made = dataclasses.replace(MADE, positive_control="bigram")
+    write_config(configs, made)
+    runs = lab(made)
+    path = arm(made).directory(runs)
+    for member in store.read_arm(path)[0]:
+        put(runs, arm(made), member, loss(member), references={"unigram": 3.0, "bigram": bound})
+    assert decide(runs)["verdict"] == decided
+    assert judged(runs)["references"] == [["unigram entropy", 3.0], ["bigram entropy", bound]]
+
+
+def test_a_baseline_that_diverged_judges_nobody(lab):
+    made = dataclasses.replace(MADE, positive_control="bigram")
+    runs = lab(made)
+    for member in arm(made).members({}):
+        put(runs, arm(made), member, None, references={"bigram": 2.5})
+    decision = decide(runs)
+    assert decision["verdict"] == "inconclusive" and "positive control" in decision["sentence"]
+
+
+def test_smoke_gives_no_verdict(lab):
+    runs = lab(ablation(rates=(1e-2,), seeds=8, profile={"verdicts": False}))
+    assert decide(runs)["verdict"] == "inconclusive" and "gives no verdicts" in decide(runs)["sentence"]
+
+
+def test_conditions_are_judged_one_by_one(tmp_path, configs):
+    """Worse when shallow, better when deep: the claim is mixed, and the report says where."""
+    made = ablation(
+        rates=(1e-2,), seeds=8, conditions={"shallow": Condition(), "deep": Condition({"model.num_layers": 2})}
+    )
+    write_config(configs, made)
+    for name in ("base", "other"):
+        for condition, sign in (("shallow", 1), ("deep", -1)):
+            offset = sign * OFFSET * (name == "other")
+            fill(tmp_path, arm(made, name, condition), lambda m, offset=offset: loss(m, offset))
+    data = judged(tmp_path)
+    assert [(d["condition"], d["verdict"]) for d in data["decisions"]] == [("shallow", "supported"), ("deep", "refuted")]
+    assert data["claims"][0]["verdict"] == "mixed" and "shallow" in data["claims"][0]["sentence"]
+
+
+def test_an_arm_that_fixes_its_rate_reads_its_own_records(tmp_path, configs):
+    """It shares the baseline's directory; neither takes the other's members for its own."""
+    arms = {"base": Arm(), "slow": Arm({"optimizer.learning_rate": 1e-3})}
+    contrast = Contrast("postln_needs_warmup", "superiority", test="slow", base="base", expect="worse", min_seeds=2)
+    made = ablation(arms=arms, contrasts=(contrast,), rates=(1e-2, 3e-2, 1e-1), seeds=8)
+    write_config(configs, made)
+    best = lambda m: loss(m) + 10 * abs(m.learning_rate - 3e-2)  # noqa: E731
+    fill(tmp_path, arm(made), best)
+    fill(tmp_path, arm(made, "slow"), best)
+    data = judged(tmp_path)
+    base, slow = data["arms"]
+    assert (base["learning_rate"], slow["learning_rate"]) == (3e-2, 1e-3)
+    assert len(base["tuning"]) == 3 and not slow["tuning"]
+    assert (len(base["members"]), len(slow["members"])) == (16, 8)
+    assert data["decisions"][0]["verdict"] == "supported"
+    assert data["progress"]["planned"] == 3 + 16 + 8 and data["progress"]["missing"] == 0
+
+
+def test_the_report_data_is_strict_json(lab):
+    data = judged(lab())
+    assert json.loads(json.dumps(data, allow_nan=False)) == data
+
+
+def test_numbers_come_from_records_only(lab):
+    """Nothing but the records moves the estimate: shift every loss of one arm, and it moves by as much."""
+    first = decide(lab(), 0)["estimate"]
+    runs = lab()
+    cell = arm(MADE, "other")
+    for member, record in store.read_arm(cell.directory(runs))[0].items():
+        put(runs, cell, member, record.metrics["loss"] + 0.25)
+    assert decide(runs)["estimate"] == pytest.approx(first + 0.25)
