@@ -57,6 +57,8 @@ WRONG_TYPE = [
     ({"model.residual.ffn.branch_gain": True}, "model.residual.ffn.branch_gain=True", "takes float or str"),
 ]
 IMPOSSIBLE = [
+    ({"model.residual.ffn.branch_gain": "learnd_zero"}, "model.residual.ffn.branch_gain='learnd_zero'", "learned_zero"),
+    ({"model.residual.attention.skip_gain": "learned_zero"}, "model.residual.attention.skip_gain='learned_zero'"),
     ({"model.d_model": 30, "model.attention.num_heads": 4}, "model.d_model=30", "num_heads=4", "change one"),
     ({"train.batch_size": 10, "train.accumulate": 3}, "train.batch_size=10", "train.accumulate=3"),
     ({"optimizer.warmup_steps": 11, "train.steps": 10}, "optimizer.warmup_steps=11", "train.steps=10", "Shorten"),
@@ -196,7 +198,11 @@ def test_every_parameter_of_a_kind_is_refused_without_it(info):
     value = overrides[info.path]
     other = next(kind for kind in next(i.kinds for i in SCHEMA if i.path == path) if kind not in kinds)
     needed = NEEDED.get((path, other), {})
-    check_refused({path: other, info.path: value, **needed}, f"{info.path}={value!r} has no effect", info.used_by.replace("|", " or "))
+    check_refused(
+        {path: other, info.path: value, **needed},
+        f"{info.path}={value!r} has no effect",
+        info.used_by.replace("|", " or "),
+    )
 
 
 def test_a_default_spelled_out_is_never_refused():

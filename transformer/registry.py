@@ -77,10 +77,10 @@ class Registry(Mapping[str, Entry]):
         for name in names:
             self.register(name)(lambda name=name: name)
 
-    def __getitem__(self, name: str) -> Entry:
+    def __getitem__(self, name: Any) -> Entry:
         return self.find(name, self.field)
 
-    def find(self, name: str, field: str) -> Entry:
+    def find(self, name: Any, field: str) -> Entry:
         """The entry of a value, blaming `field` where there is none: one registry may serve several fields."""
         if name in self._entries:
             return self._entries[name]
@@ -98,6 +98,6 @@ class Registry(Mapping[str, Entry]):
     def __len__(self) -> int:
         return len(self._entries)
 
-    def build(self, name: str, *args: Any, **kwargs: Any) -> Any:
+    def build(self, name: Any, *args: Any, **kwargs: Any) -> Any:
         """Builds the part that the entry `name` stands for."""
         return self[name].build(*args, **kwargs)

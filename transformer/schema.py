@@ -19,7 +19,7 @@ def field(default: Any, help: str) -> Any:
     return dataclasses.field(default=default, metadata={"help": help})
 
 
-def choice(default: str, registry: str, help: str) -> Any:
+def choice(default: Any, registry: str, help: str) -> Any:
     """A config field whose values are the entries of `registry` (`"package.module:NAME"`)."""
     return dataclasses.field(default=default, metadata={"help": help, "registry": registry})
 

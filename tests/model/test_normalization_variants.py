@@ -257,3 +257,15 @@ def test_shift_noise_differs_from_step_to_step():
     step = jax.jit(made.train_step)
     losses = [float(step(made.init(0), window, jnp.int32(s), hyper)[1]["loss"]) for s in (0, 0, 1)]
     assert losses[0] == losses[1] != losses[2]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        *(({"model.norm.kind": kind, "model.norm.batchnorm_momentum": 1.0}, "below 1") for kind in BATCH_NORMS),
+        ({"model.norm.shift_noise": -0.1}, "must not be negative"),
+    ],
+)
+def test_numbers_out_of_range(overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        tiny(overrides)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import zlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
-from flax import nnx
 
 from transformer.model.linear import dropout
 from transformer.model.masks import Mask
@@ -42,7 +41,7 @@ class Context:
     cache: CacheWriter | None = None
     scope: str = ""
     layer: int = 0
-    ffn: nnx.Module | None = None
+    ffn: Any = None
 
     def in_layer(self, layer: int) -> Context:
         """The same pass inside block number `layer`."""

@@ -11,7 +11,7 @@ from flax import nnx
 
 from transformer.model.initialization import parameter
 from transformer.registry import Registry
-from transformer.schema import Model, Norm, field
+from transformer.schema import Config, Model, Norm, field
 
 if TYPE_CHECKING:
     from transformer.model.context import Context
@@ -70,7 +70,12 @@ class Affine(nnx.Module):
         return y.astype(x.dtype)
 
 
-@NORMS.register("layernorm", parameters=LayerNormParameters, paper="Ba et al. 2016")
+def _not_negative(config: Config) -> str | None:
+    noise = config.model.norm.shift_noise
+    return None if noise >= 0 else f"model.norm.shift_noise={noise} must not be negative."
+
+
+@NORMS.register("layernorm", parameters=LayerNormParameters, paper="Ba et al. 2016", check=_not_negative)
 class LayerNorm(Affine):
     """Subtracts the mean and divides by the standard deviation of each token's vector."""
 

@@ -60,11 +60,17 @@ class BatchNormParameters:
     batchnorm_momentum: float = field(0.9, "share of the running statistics kept per training step")
 
 
+def _momentum(config: Config) -> str | None:
+    momentum = config.model.norm.batchnorm_momentum
+    return None if 0 <= momentum < 1 else f"model.norm.batchnorm_momentum={momentum} must be at least 0 and below 1."
+
+
 @NORMS.register(
     "batchnorm",
     parameters=BatchNormParameters,
     paper="Ioffe & Szegedy 2015",
     traits=("batch_dependent", "sees_the_future", "sees_padding"),
+    check=_momentum,
 )
 class BatchNorm(Affine):
     """Statistics of each channel over all tokens of the batch, padding and later tokens included.
@@ -73,7 +79,7 @@ class BatchNorm(Affine):
     evaluation uses the averages.
     """
 
-    axes = (0, 1)
+    axes: tuple[int, ...] = (0, 1)
 
     def __init__(self, norm: Norm, width: int):
         super().__init__(norm, width)
@@ -124,6 +130,7 @@ class BatchNorm(Affine):
     parameters=BatchNormParameters,
     paper="Shen et al. 2020",
     traits=("batch_dependent", "sees_the_future"),
+    check=_momentum,
 )
 class MaskedBatchNorm(BatchNorm):
     """As batchnorm, but padding (segment 0) does not count."""
@@ -149,7 +156,7 @@ def _enough_to_compare(config: Config) -> str | None:
         )
     if train.batch_size // train.accumulate < 2:
         return "compares the rows of a microbatch, which has only one; raise train.batch_size or lower accumulate."
-    return None
+    return _momentum(config)
 
 
 @NORMS.register(
