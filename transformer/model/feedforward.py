@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 
 import jax
@@ -18,10 +19,15 @@ FEEDFORWARDS = Registry("model.ffn.kind")
 MATCHES = Registry("model.ffn.match")
 
 Activation = Callable[[jax.Array], jax.Array]
-_gelu: Activation = functools.partial(jax.nn.gelu, approximate=False)
+
+
+def gelu(x: jax.Array) -> jax.Array:
+    """x times the standard normal distribution function of x. By erf: the erfc of `jax.nn.gelu` costs a CPU more."""
+    return 0.5 * x * (1.0 + jax.lax.erf(x * math.sqrt(0.5)))
+
 
 ACTIVATIONS: dict[str, tuple[Activation, str]] = {
-    "gelu": (_gelu, "Hendrycks & Gimpel 2016"),
+    "gelu": (gelu, "Hendrycks & Gimpel 2016"),
     "gelu_tanh": (functools.partial(jax.nn.gelu, approximate=True), "Hendrycks & Gimpel 2016, as in GPT-2"),
     "relu": (jax.nn.relu, "Vaswani et al. 2017, section 3.3"),
     "silu": (jax.nn.silu, "Ramachandran et al. 2017"),
@@ -33,7 +39,7 @@ GATES: dict[str, Activation] = {
     "glu": jax.nn.sigmoid,
     "bilinear": lambda x: x,
     "reglu": jax.nn.relu,
-    "geglu": _gelu,
+    "geglu": gelu,
     "swiglu": jax.nn.silu,
 }
 

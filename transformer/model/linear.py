@@ -22,7 +22,8 @@ class Linear(nnx.Module):
         self.bias = parameter((d_out,), "bias") if bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = x @ self.kernel.astype(x.dtype)
+        # Flat, because XLA would copy a transpose of the output's gradient to get the weight gradient of a 3-D product.
+        y = (x.reshape(-1, x.shape[-1]) @ self.kernel.astype(x.dtype)).reshape(*x.shape[:-1], -1)
         return y if self.bias is None else y + self.bias.astype(x.dtype)
 
 
