@@ -26,7 +26,7 @@ SCHEMES = Registry("model.init.scheme")
 BRANCH_ROLES = frozenset({"matrix", "value", "hidden"})
 KERNEL_ROLES = BRANCH_ROLES | {"output"}
 DECAYED_ROLES = KERNEL_ROLES | {"embedding", "unembedding", "position"}
-ROLES = DECAYED_ROLES | {"gain", "bias", "residual_gain"}
+ROLES = DECAYED_ROLES | {"gain", "bias", "residual_gain", "position_bias"}
 
 
 def parameter(
@@ -41,7 +41,8 @@ def parameter(
 
     Roles: `output` (kernels that write into the residual stream), `value` (kernels of attention's values), `hidden`
     (kernels into the hidden units of a feed-forward network), `matrix` (other kernels of a branch), `embedding`,
-    `unembedding`, `position`, `gain`, `bias`, `residual_gain`.
+    `unembedding`, `position`, `gain`, `bias`, `residual_gain`, `position_bias` (added to attention scores: like any
+    bias it does not decay, because decay would pull all distances towards the same score).
 
     Args:
       init_scale: factor on what the scheme draws.
