@@ -23,7 +23,8 @@ from transformer.schema import Config
 from transformer.training.evaluation import evaluate
 from transformer.training.run import make_program
 
-WORDS = "the a of attention norm residual mask token head layer is not what learns reads writes and then".split()
+VOCABULARY = "the a of attention norm residual mask token head layer is not what learns reads writes and then"
+WORDS = VOCABULARY.split()
 SIZE: dict[str, Any] = {
     "model.d_model": 16,
     "model.num_layers": 1,
@@ -33,7 +34,7 @@ SIZE: dict[str, Any] = {
     "train.batch_size": 8,
     "train.steps": 24,
     "train.eval_every": 12,
-    "train.checkpoint_every": 8,
+    "train.checkpoint_every": 0,
     "train.log_every": 4,
     "eval.tokens": 128,
 }
@@ -79,7 +80,9 @@ def write_config(folder: Path, made: Ablation, name: str = "tiny") -> Path:
     """The ablation as the file that the commands read."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"ablation_{name}.py"
-    path.write_text(f"from ablations.schema import Ablation, Arm, Condition, Contrast, Profile\n\nABLATION = {made!r}\n")
+    path.write_text(
+        f"from ablations.schema import Ablation, Arm, Condition, Contrast, Profile\n\nABLATION = {made!r}\n"
+    )
     return path
 
 

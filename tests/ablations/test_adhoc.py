@@ -25,7 +25,7 @@ def test_values_are_read_as_python_or_text(text, value):
 
 
 def test_an_assignment_needs_a_value():
-    with pytest.raises(ConfigError, match="'model.norm.kind' is not FIELD=VALUE, for example"):
+    with pytest.raises(ConfigError, match=r"'model\.norm\.kind' is not FIELD=VALUE, for example"):
         adhoc.parse(["model.norm.kind"])
 
 
@@ -40,11 +40,18 @@ def test_the_question_is_an_ablation_within_the_limits_of_every_profile():
         check_limits(name, made, profile)
         assert not [warning for warning in lint(name, made, profile) if warning.level == "error"]
         (contrast,) = made.contrasts
-        assert (contrast.type, contrast.test, contrast.base, contrast.expect) == ("equivalence", "tried", "baseline", None)
+        assert (contrast.type, contrast.test, contrast.base, contrast.expect) == (
+            "equivalence",
+            "tried",
+            "baseline",
+            None,
+        )
 
 
 def test_the_same_question_has_the_same_name():
-    first, again, other = (adhoc.register([text], "demo") for text in ("model.d_model=48", "model.d_model=48", "seed=1"))
+    first, again, other = (
+        adhoc.register([text], "demo") for text in ("model.d_model=48", "model.d_model=48", "seed=1")
+    )
     assert first == again != other and first.startswith("try-")
 
 
@@ -56,5 +63,5 @@ def test_what_changes_nothing_is_refused():
 
 def test_an_unknown_field_is_refused():
     name = adhoc.register(["model.norm.kimd=rmsnorm"], "demo")
-    with pytest.raises(ConfigError, match='no config field "model.norm.kimd". Did you mean "model.norm.kind"'):
+    with pytest.raises(ConfigError, match=r'no config field "model\.norm\.kimd"\. Did you mean "model\.norm\.kind"'):
         cells(name, catalog.load(name), "demo")

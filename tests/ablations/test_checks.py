@@ -53,7 +53,7 @@ class TestSabotageSkipped:
     def test_holds(self): pass
     def test_sabotage(self): pytest.skip("needs an accelerator")
 '''
-WRONG = '''
+WRONG = """
 import pytest
 
 class TestNothing:
@@ -63,7 +63,7 @@ class TestFixture:
     @pytest.fixture
     def model(self): raise RuntimeError("no model")
     def test_holds(self, model): pass
-'''
+"""
 NAMES = [line.split()[1].rstrip(":") for line in PROBE.splitlines() if line.startswith("class")]
 
 

@@ -84,7 +84,7 @@ def test_status_counts_members(lab, tmp_path, capsys):
     path.write_text(path.read_text().replace('"seconds": 1.0', '"seconds": 2.0'))
     assert lab("status", "--profile=tiny") == 0
     said = capsys.readouterr().out.splitlines()
-    assert said[0].split() == "tiny planned 24 done 22 diverged 1 failed 0 missing 1".split()
+    assert said[0].split() == ["tiny", "planned", "24", "done", "22", "diverged", "1", "failed", "0", "missing", "1"]
     assert said[1].strip() == f"changed by hand, not used: {cell.directory(tmp_path / 'runs').name}/lr0.01-s2"
 
 
@@ -202,7 +202,10 @@ SLIPS = {
     "same for status": (["status", "tiny"], "Unknown profile 'quick'"),
     "same for push": (["push", "tiny"], "Unknown profile 'quick'"),
     "profile nobody has": (["status", "--profile=quik"], "No ablation has the profile 'quik'"),
-    "unknown claim": (["explain", "layernorm_removel"], 'Unknown claim "layernorm_removel". Did you mean "layernorm_removal"'),
+    "unknown claim": (
+        ["explain", "layernorm_removel"],
+        'Unknown claim "layernorm_removel". Did you mean "layernorm_removal"',
+    ),
     "no run": (["diff", "no/such", "no/such"], "holds no run"),
     "workers": (["run", "tiny", "--profile=tiny", "--workers=-1"], "--workers=-1 must be at least 1"),
     "try without value": (["try", "model.norm.kind"], "'model.norm.kind' is not FIELD=VALUE"),

@@ -39,7 +39,9 @@ def test_parameters_flops_and_tokens_are_those_of_the_arm(make):
     assert base.parameters - other.parameters == 3 * 16  # the gains of the two norms of a block and the final one
     assert base.tokens == other.tokens == 24 * 8 * 16
     kernels = 12 * 16 * 16 + 256 * 16  # attention and feed-forward of one block; the tied logits
-    assert base.flops_per_token >= 6 * kernels and base.flops_per_token == pytest.approx(6 * kernels + 12 * 16 * 16, 0.1)
+    assert base.flops_per_token >= 6 * kernels and base.flops_per_token == pytest.approx(
+        6 * kernels + 12 * 16 * 16, 0.1
+    )
 
 
 def _size(entry) -> int:
@@ -166,5 +168,5 @@ def test_the_standard_profiles_are_within_their_limits():
 
 def test_metrics_known_to_lint_are_those_of_the_probes():
     assert probes.metrics(()) == ("loss", "validation_loss")
-    with pytest.raises(ConfigError, match="Did you mean \"prefix_loss\""):
+    with pytest.raises(ConfigError, match='Did you mean "prefix_loss"'):
         probes.metrics(("prefix_los",))

@@ -92,9 +92,7 @@ def test_finished_jobs_start_nothing(pooled, monkeypatch, capfd):
     monkeypatch.setattr(runner.subprocess, "Popen", None)
     assert Pool(2, silent).run(jobs.collect(["tiny"], "tiny", Path("runs"))) == 1
     said = capfd.readouterr().err.splitlines()
-    assert len(said) == 3 and all(
-        line.startswith("tiny/lost lr0.01-s") and "--retry-failed" in line for line in said
-    )
+    assert len(said) == 3 and all(line.startswith("tiny/lost lr0.01-s") and "--retry-failed" in line for line in said)
 
 
 # --- Workers that die, and users who stop ------------------------------------------------------------------------

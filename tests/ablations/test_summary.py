@@ -122,7 +122,9 @@ def test_with_no_data_yet_everything_is_before_it(lab):
     assert decide(lab(names=()))["registered"] == "before its data"
 
 
-@pytest.mark.parametrize("change", [{"expect": "better"}, {"margin": 0.2}, {"metric": "validation_loss"}, {"note": "!"}])
+@pytest.mark.parametrize(
+    "change", [{"expect": "better"}, {"margin": 0.2}, {"metric": "validation_loss"}, {"note": "!"}]
+)
 def test_an_edit_after_the_data_shows(lab, configs, change):
     runs = lab()
     write_config(configs, dataclasses.replace(MADE, contrasts=(dataclasses.replace(WORSE, **change),)))
@@ -237,7 +239,10 @@ def test_conditions_are_judged_one_by_one(tmp_path, configs):
             offset = sign * OFFSET * (name == "other")
             fill(tmp_path, arm(made, name, condition), lambda m, offset=offset: loss(m, offset))
     data = judged(tmp_path)
-    assert [(d["condition"], d["verdict"]) for d in data["decisions"]] == [("shallow", "supported"), ("deep", "refuted")]
+    assert [(d["condition"], d["verdict"]) for d in data["decisions"]] == [
+        ("shallow", "supported"),
+        ("deep", "refuted"),
+    ]
     assert data["claims"][0]["verdict"] == "mixed" and "shallow" in data["claims"][0]["sentence"]
 
 
