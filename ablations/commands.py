@@ -243,8 +243,13 @@ class Progress:
     """Progress over the whole plan: a bar with ETA on a terminal, a line now and then elsewhere."""
 
     def __init__(self) -> None:
-        self.started, self.first, self.last_line, self.bar = time.monotonic(), -1, 0.0, None
+        self.started, self.first, self.last_line = 0.0, -1, 0.0
+        self.bar: Any = None
         self.task: Any = None
+
+    def start(self) -> None:
+        """Starts the clock and the bar."""
+        self.started = time.monotonic()
         if sys.stderr.isatty():
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn

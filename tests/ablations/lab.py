@@ -23,26 +23,8 @@ from transformer.schema import Config
 from transformer.training.evaluation import evaluate
 from transformer.training.run import make_program
 
-WORDS = [
-    "the",
-    "a",
-    "of",
-    "attention",
-    "norm",
-    "residual",
-    "mask",
-    "token",
-    "head",
-    "layer",
-    "is",
-    "not",
-    "what",
-    "learns",
-    "reads",
-    "writes",
-    "and",
-    "then",
-]
+VOCABULARY = "the a of attention norm residual mask token head layer is not what learns reads writes and then"
+WORDS = VOCABULARY.split()
 SIZE: dict[str, Any] = {
     "model.d_model": 16,
     "model.num_layers": 1,
@@ -52,7 +34,7 @@ SIZE: dict[str, Any] = {
     "train.batch_size": 8,
     "train.steps": 24,
     "train.eval_every": 12,
-    "train.checkpoint_every": 8,
+    "train.checkpoint_every": 0,
     "train.log_every": 4,
     "eval.tokens": 128,
 }

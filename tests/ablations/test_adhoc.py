@@ -25,7 +25,7 @@ def test_values_are_read_as_python_or_text(text, value):
 
 
 def test_an_assignment_needs_a_value():
-    with pytest.raises(ConfigError, match="'model.norm.kind' is not FIELD=VALUE, for example"):
+    with pytest.raises(ConfigError, match=r"'model\.norm\.kind' is not FIELD=VALUE, for example"):
         adhoc.parse(["model.norm.kind"])
 
 
@@ -63,5 +63,5 @@ def test_what_changes_nothing_is_refused():
 
 def test_an_unknown_field_is_refused():
     name = adhoc.register(["model.norm.kimd=rmsnorm"], "demo")
-    with pytest.raises(ConfigError, match='no config field "model.norm.kimd". Did you mean "model.norm.kind"'):
+    with pytest.raises(ConfigError, match=r'no config field "model\.norm\.kimd"\. Did you mean "model\.norm\.kind"'):
         cells(name, catalog.load(name), "demo")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -25,9 +26,9 @@ MEMBERS = 10  # at least: two rates, two test seeds, and twins for one of the tw
 class Lab:
     """One ablation in a folder of its own."""
 
-    def __init__(self, folder: Path, text: Path, **changes):
+    def __init__(self, folder: Path, text: Path):
         self.folder, self.runs = folder, folder / "runs"
-        write_config(folder / "configs", ablation(text, **changes))
+        write_config(folder / "configs", ablation(text, size={"train.checkpoint_every": 8}))
 
     def start(self) -> subprocess.Popen:
         """The driver, at the head of a process group with its workers."""
@@ -97,10 +98,8 @@ def kill_repeatedly(lab: Lab, times: int, seed: int) -> None:
 
 
 def send_kill(pid: int) -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
 
 
 def children(pid: int) -> list[int]:

@@ -44,7 +44,7 @@ PLANTED = {
     "unmeasured metric": (
         {"contrasts": (dataclasses.replace(WORSE, metric="prefix_los"),)},
         "error",
-        "the contrast layernorm_removal reads 'prefix_los', which no probe here measures; there are: loss, validation_loss",
+        "layernorm_removal reads 'prefix_los', which no probe here measures; there are: loss, validation_loss",
     ),
     "unmeasured primary metric": ({"primary_metric": "accuracy"}, "error", "the primary metric reads 'accuracy'"),
     "inert override": (
@@ -111,7 +111,7 @@ def test_a_single_rate_matters_only_where_something_is_judged():
 def test_only_the_first_error_is_told_and_notes_stop_nothing():
     notes = [Warning("note", "tiny/a", "one"), Warning("note", "tiny/b", "two")]
     require_clean(notes)
-    with pytest.raises(ConfigError, match="^tiny/c: three$"):
+    with pytest.raises(ConfigError, match=r"^tiny/c: three$"):
         require_clean([*notes, Warning("error", "tiny/c", "three"), Warning("error", "tiny/d", "four")])
     assert str(notes[0]) == "note: tiny/a: one"
 

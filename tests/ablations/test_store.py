@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -157,5 +158,5 @@ def test_thin_keeps_first_and_last(count):
     assert len(thinned) == min(count, 100)
     assert list(thinned) == sorted(set(thinned)) and set(thinned) <= set(points)
     assert not points or (thinned[0], thinned[-1]) == (points[0], points[-1])
-    gaps = [b[0] - a[0] for a, b in zip(thinned, thinned[1:], strict=False)]
+    gaps = [b[0] - a[0] for a, b in itertools.pairwise(thinned)]
     assert not gaps or max(gaps) - min(gaps) <= 1

@@ -239,7 +239,7 @@ def test_numbers_that_are_not_finite_are_no_numbers(tmp_path, text):
         "loss": 2.0,
         "validation_loss": None,
     }
-    with pytest.raises(ConfigError, match="'loss' is not measured; there are: none, since eval.final=False"):
+    with pytest.raises(ConfigError, match=r"'loss' is not measured; there are: none, since eval\.final=False"):
         made._metrics(Member(1e-2, 0), tmp_path, {})
 
 
