@@ -73,9 +73,7 @@ def simulate(
     keys = [(contrast.hash, "default") for contrast in registered]
     setting = Setting(profile="quick", scale="simulated")
     return [
-        judge_all(
-            registered, {key: as_evidence(test[f, i], base[f, i]) for i, key in enumerate(keys)}, setting
-        )
+        judge_all(registered, {key: as_evidence(test[f, i], base[f, i]) for i, key in enumerate(keys)}, setting)
         for f in range(families)
     ]
 

@@ -101,9 +101,7 @@ def superiority(contrast: Contrast, evidence: Evidence, a: Analysis, adjusted: A
         return _disagreement(a.primary)
     if passes(a.primary, adjusted.primary):
         if a.effect < 0:
-            return Finding(
-                "refuted", "refuted, reversed", "the difference is the other way", significant=True
-            )
+            return Finding("refuted", "refuted, reversed", "the difference is the other way", significant=True)
         if a.effect < contrast.margin:
             return Finding(
                 "mixed",
@@ -160,9 +158,7 @@ def catastrophe(contrast: Contrast, evidence: Evidence, a: Analysis, adjusted: A
         return _either_way(not essential, reason)
     partly = a.interval95 is not None and a.interval95[0] > 0 and a.interval95[1] < 1
     if LOST <= a.effect <= KEPT and partly:
-        return Finding(
-            "mixed", "mixed, partly lost", "part of what the baseline learned is left", significant=True
-        )
+        return Finding("mixed", "mixed, partly lost", "part of what the baseline learned is left", significant=True)
     for test, level in ((lost, lost_p), (kept, kept_p)):
         if not test.agree:
             return _disagreement(test)
@@ -182,9 +178,7 @@ def stability(contrast: Contrast, evidence: Evidence, a: Analysis, adjusted: Adj
         return _disagreement(a.primary)
     if passes(a.primary, adjusted.primary):
         if a.effect < 0:
-            return Finding(
-                "refuted", "refuted, reversed", "the other arm is the less stable one", significant=True
-            )
+            return Finding("refuted", "refuted, reversed", "the other arm is the less stable one", significant=True)
         return Finding("supported", "supported", "the stability differs as claimed", significant=True)
     if a.primary.p <= ALPHA:
         return _not_after_holm(a.primary.p, adjusted.primary)
@@ -227,9 +221,7 @@ def ordering(contrast: Contrast, evidence: Evidence, a: Analysis, adjusted: Adju
         return Finding("supported", "supported", "the arms follow the claimed order", significant=True)
     if not trend and a.detectable is None:
         return _inconclusive("no clear trend, and runs diverged", "run more test seeds")
-    reason = (
-        f"{reversed_steps} of {len(a.steps)} neighbouring steps are reversed" if trend else "no clear trend"
-    )
+    reason = f"{reversed_steps} of {len(a.steps)} neighbouring steps are reversed" if trend else "no clear trend"
     return Finding("mixed", "mixed", reason, _more_seeds(contrast, a, seeds_needed), significant=trend)
 
 
@@ -291,9 +283,7 @@ def downgrades(
     for arm in evidence.compared:
         if arm.edge:
             found.append(
-                Downgrade(
-                    f"the best learning rate of {arm.name} is at the edge of its grid", "extend the grid"
-                )
+                Downgrade(f"the best learning rate of {arm.name} is at the edge of its grid", "extend the grid")
             )
     needed = setting.min_seeds if setting.min_seeds is not None else contrast.min_seeds
     if analysis.n < needed:
@@ -326,9 +316,7 @@ def _failed_controls(contrast: Contrast, evidence: Evidence) -> list[Downgrade]:
         if gap is None or gap <= needed:
             shown = "diverged in every run" if gap is None else f"beats the trivial predictor by {gap:.3g}"
             failed.append(
-                Downgrade(
-                    f"the baseline {shown}, needed is more than {needed:g}", "train the baseline longer"
-                )
+                Downgrade(f"the baseline {shown}, needed is more than {needed:g}", "train the baseline longer")
             )
     return failed
 

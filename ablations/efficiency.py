@@ -40,9 +40,7 @@ def equal_loss_multiplier(tokens: Values, losses: Values, final_loss: float) -> 
     """
     x, y = np.asarray(tokens, dtype=np.float64), np.minimum.accumulate(np.asarray(losses, dtype=np.float64))
     if len(x) < 2 or x[0] <= 0 or np.any(np.diff(x) <= 0):
-        raise ValueError(
-            "A baseline curve needs at least two points with increasing token counts above zero."
-        )
+        raise ValueError("A baseline curve needs at least two points with increasing token counts above zero.")
     if final_loss < y[-1]:
         return ComputeMultiplier(None, f"beyond the budget (the baseline ends at {y[-1]:.4f})")
     if final_loss >= y[0]:

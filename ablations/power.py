@@ -34,9 +34,7 @@ def minimum_detectable_effect(n: int, alpha: float = 0.05, target: float = 0.8) 
     high = 1.0
     while power(high, n, alpha) < target:
         high *= 2
-    return float(
-        scipy.optimize.brentq(lambda effect: power(effect, n, alpha) - target, 1e-9, high, xtol=1e-6)
-    )
+    return float(scipy.optimize.brentq(lambda effect: power(effect, n, alpha) - target, 1e-9, high, xtol=1e-6))
 
 
 def seeds_needed(effect: float, alpha: float = 0.05, target: float = 0.8) -> int:
@@ -83,9 +81,7 @@ def equivalence_margin_needed(n: int, target: float = 0.8, alpha: float = 0.05) 
     while equivalence_power(high, n, alpha) < target:
         high *= 2
     return float(
-        scipy.optimize.brentq(
-            lambda margin: equivalence_power(margin, n, alpha) - target, 1e-6, high, xtol=1e-5
-        )
+        scipy.optimize.brentq(lambda margin: equivalence_power(margin, n, alpha) - target, 1e-6, high, xtol=1e-5)
     )
 
 

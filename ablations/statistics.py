@@ -131,9 +131,7 @@ def _sign_patterns(n: int) -> npt.NDArray[np.float64]:
         return np.array(list(itertools.product((1.0, -1.0), repeat=n)))
     rng = np.random.default_rng(0)
     sampled = rng.choice((1.0, -1.0), size=(SAMPLED_PATTERNS, n))
-    return np.concatenate(
-        [np.ones((1, n)), sampled]
-    )  # the observed pattern counts too (Phipson & Smyth 2010)
+    return np.concatenate([np.ones((1, n)), sampled])  # the observed pattern counts too (Phipson & Smyth 2010)
 
 
 def sign_flip(differences: Values, null: float = 0.0, alternative: Alternative = "two-sided") -> float:
@@ -161,9 +159,7 @@ def sign_flip_equivalence(differences: Values, margin: float) -> float:
 
 def sign_flip_beyond(differences: Values, margin: float) -> float:
     """p of |centre| <= margin by sign flips; the partner of `Estimate.beyond`."""
-    return min(
-        1.0, 2 * min(sign_flip(differences, margin, "greater"), sign_flip(differences, -margin, "less"))
-    )
+    return min(1.0, 2 * min(sign_flip(differences, margin, "greater"), sign_flip(differences, -margin, "less")))
 
 
 def sign_test(values: Values, null: float = 0.0, alternative: Alternative = "two-sided") -> float:

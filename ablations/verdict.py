@@ -124,9 +124,7 @@ def _numbers(decision: Decision) -> str:
         )
     if a.welch and a.rho is not None and a.rho <= 0:
         low, high = a.welch.interval()
-        parts.append(
-            f"pairing did not help (correlation {a.rho:.2f}), Welch's interval is [{low:+.4g}, {high:+.4g}]"
-        )
+        parts.append(f"pairing did not help (correlation {a.rho:.2f}), Welch's interval is [{low:+.4g}, {high:+.4g}]")
     return "; ".join(parts)
 
 
@@ -158,9 +156,7 @@ def judge_all(
     analyses: dict[int, Analysis] = {}
     for i in inferred:
         known = found[i]
-        analyses[i] = (
-            Analysis(missing="not run", remedy="run it") if known is None else analyse(family[i][0], known)
-        )
+        analyses[i] = Analysis(missing="not run", remedy="run it") if known is None else analyse(family[i][0], known)
     primary = np.array([analyses[i].primary.p for i in inferred])
     counter = np.array([analyses[i].counter.p for i in inferred])
     columns = zip(inferred, holm(primary), holm(counter), benjamini_hochberg(primary), strict=True)
@@ -173,9 +169,7 @@ def judge_all(
     ]
 
 
-def judge(
-    contrast: Contrast, evidence: Evidence, setting: Setting, condition: str = DEFAULT_CONDITION
-) -> Decision:
+def judge(contrast: Contrast, evidence: Evidence, setting: Setting, condition: str = DEFAULT_CONDITION) -> Decision:
     """One contrast under one condition on its own: `judge_all` with a family of one."""
     return judge_all([contrast], {(contrast.hash, condition): evidence}, setting, [condition])[0]
 
@@ -213,9 +207,7 @@ def _inferred(
 
 def _checked(contrast: Contrast, condition: str, evidence: Evidence, setting: Setting) -> Decision:
     finding = CHECKS[contrast.type](contrast, evidence)
-    return _decision(
-        contrast, condition, setting, finding, downgrades(contrast, evidence, None, finding, setting)
-    )
+    return _decision(contrast, condition, setting, finding, downgrades(contrast, evidence, None, finding, setting))
 
 
 def _decision(
@@ -224,9 +216,7 @@ def _decision(
     if void:
         undecided = [(finding.reason, finding.remedy)] if finding.verdict == "inconclusive" else []
         reasons, remedies = zip(*undecided, *((cause.reason, cause.remedy) for cause in void), strict=True)
-        finding = Finding(
-            "inconclusive", "inconclusive", "; ".join(reasons), "; ".join(dict.fromkeys(remedies))
-        )
+        finding = Finding("inconclusive", "inconclusive", "; ".join(reasons), "; ".join(dict.fromkeys(remedies)))
     return Decision(
         contrast=contrast,
         condition=condition,
@@ -272,9 +262,7 @@ def overall(decisions: Sequence[Decision]) -> Overall:
     verdict: Verdict = "inconclusive" if not decided else decided[0] if len(decided) == 1 else "mixed"
     reduced = bool(decided) and "inconclusive" in scopes
     if len(scopes) == 1:
-        reason = (
-            decisions[0].reason if len(decisions) == 1 else f"{verdict} in all {len(decisions)} comparisons"
-        )
+        reason = decisions[0].reason if len(decisions) == 1 else f"{verdict} in all {len(decisions)} comparisons"
     else:
         reason = "; ".join(f"{name} for {', '.join(where)}" for name, where in scopes.items())
     return Overall(verdict, reason, scopes, reduced)

@@ -173,9 +173,7 @@ class Torch:
         self.tokens, self.window = learnable_tokens(), np.arange(size.sequence_length + 1)
         data = Data(sequence_length=size.sequence_length)
         self.plan = make_plan(data, len(self.tokens), size.batch_size, seed=0)
-        self.weights = GPT(
-            Shape(VOCAB_SIZE, size.num_layers, size.d_model, size.num_heads, size.sequence_length)
-        )
+        self.weights = GPT(Shape(VOCAB_SIZE, size.num_layers, size.d_model, size.num_heads, size.sequence_length))
         self.model = torch.compile(self.weights) if compiled else self.weights
         self.optimizer = make_optimizer(self.weights, **ADAMW)
         self.step, self.inside = 0, 0.0

@@ -39,8 +39,7 @@ class CausalSelfAttention(nn.Module):
     def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
         B, T, D = x_BTD.shape
         q_BHTK, k_BHTK, v_BHTK = (
-            part.view(B, T, self.num_heads, -1).transpose(1, 2)
-            for part in self.query_key_value(x_BTD).split(D, dim=2)
+            part.view(B, T, self.num_heads, -1).transpose(1, 2) for part in self.query_key_value(x_BTD).split(D, dim=2)
         )
         o_BHTK = F.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK, is_causal=True)
         return self.output(o_BHTK.transpose(1, 2).reshape(B, T, D))
@@ -74,9 +73,7 @@ class GPT(nn.Module):
         for name, parameter in self.named_parameters():
             if parameter.dim() == 2:
                 writes_into_stream = name.endswith(("output.weight", "down.weight"))
-                nn.init.normal_(
-                    parameter, std=0.02 / math.sqrt(2 * shape.num_layers) if writes_into_stream else 0.02
-                )
+                nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * shape.num_layers) if writes_into_stream else 0.02)
 
     def forward(self, tokens_BT: torch.Tensor) -> torch.Tensor:
         """Mean nats per predicted token of windows [B, T + 1]."""

@@ -129,9 +129,7 @@ def measure(size: Size, names: list[str], rounds: int, max_others: float, seed: 
             "speed_up_of_medians": median / statistics.median(speeds[TORCH]),
             "speed_up_by_round": quartiles(by_round),
             "others_share": statistics.median(others[name][i] for i in kept),
-            "turns": [
-                {**dataclasses.asdict(t), "others": o} for t, o in zip(turns[name], others[name], strict=True)
-            ],
+            "turns": [{**dataclasses.asdict(t), "others": o} for t, o in zip(turns[name], others[name], strict=True)],
         }
     return {
         "shape": dataclasses.asdict(size),
@@ -194,9 +192,7 @@ def _with_quartiles(value: dict[str, float], style: str) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Measures, prints and stores; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", default="small,medium,large", help=f"comma list of {', '.join(SIZES)}")
     parser.add_argument("--rounds", type=int, default=15, help="turns of each side per size")
     parser.add_argument("--compile", action="store_true", help="also measure torch.compile")
@@ -218,9 +214,7 @@ def main(arguments: list[str] | None = None) -> int:
     names = [OURS, TORCH, *([TORCH_COMPILE] if options.compile else [])]
     try:
         for name in sizes:
-            report["sizes"][name] = measure(
-                SIZES[name], names, options.rounds, options.max_others, options.seed
-            )
+            report["sizes"][name] = measure(SIZES[name], names, options.rounds, options.max_others, options.seed)
             print(table(name, report["sizes"][name]), flush=True)
             if options.json:  # after every size, so that an interrupted run keeps what it has
                 options.json.write_text(json.dumps(report, indent=1), encoding="utf-8")

@@ -3,8 +3,8 @@
     python -m ablations run causal_mask --profile=demo     # about two minutes on two cores, with a verdict and a page
     python train.py --config=configs/ablation_causal_mask.py:no_mask
 
-Without the mask every position sees the token it has to predict, so the training loss falls towards zero. Given only the
-past, as when it generates, the same model has learned nothing of use: `prefix_loss` scores each prefix on its own.
+Without the mask every position sees the token it has to predict, so the training loss falls towards zero. Given only
+the past, as when it generates, the same model has learned nothing of use: `prefix_loss` scores each prefix on its own.
 """
 
 from ablations.profiles import standard

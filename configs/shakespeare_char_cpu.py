@@ -5,10 +5,10 @@
 
 Published (github.com/karpathy/nanoGPT, README): validation loss 1.88 nats per character, about 3 minutes.
 
-Measured here, 3 seeds, whole validation split: 1.903, 1.897, 1.897, mean 1.899. That is 0.02 above the published figure, and so
-is a plain PyTorch GPT trained by the same recipe (1.899, one seed). nanoGPT's own figure comes from 20 random batches of 12
-windows; ten such estimates of the PyTorch model lay between 1.88 and 1.92. Visiting every window once per epoch instead of
-drawing windows at random gave 1.912 (one seed).
+Measured here, 3 seeds, whole validation split: 1.903, 1.897, 1.897, mean 1.899. That is 0.02 above the published
+figure, and so is a plain PyTorch GPT trained by the same recipe (1.899, one seed). nanoGPT's own figure comes from 20
+random batches of 12 windows; ten such estimates of the PyTorch model lay between 1.88 and 1.92. Visiting every window
+once per epoch instead of drawing windows at random gave 1.912 (one seed).
 """
 
 from transformer.config import apply_overrides, default_config

@@ -42,9 +42,7 @@ def analyse_catastrophe(contrast: Contrast, evidence: Evidence) -> Analysis:
     if isinstance(arms, Analysis):
         return arms
     if evidence.trivial is None:
-        return Analysis(
-            missing="no trivial predictor was scored", remedy="record the task's trivial predictor"
-        )
+        return Analysis(missing="no trivial predictor was scored", remedy="record the task's trivial predictor")
     seeds = common_seeds(*arms)
     test, base = (metric(arm, seeds, worst(contrast)) for arm in arms)
     good = 1.0 if contrast.better == "higher" else -1.0

@@ -115,9 +115,7 @@ def subtract(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> npt.NDAr
 def median(values: npt.NDArray[np.float64]) -> float:
     """The median with ties (NaN) as zero; infinite when most runs of one arm diverged."""
     with np.errstate(invalid="ignore"):
-        return float(
-            np.nan_to_num(np.median(np.where(np.isnan(values), 0.0, values)), posinf=np.inf, neginf=-np.inf)
-        )
+        return float(np.nan_to_num(np.median(np.where(np.isnan(values), 0.0, values)), posinf=np.inf, neginf=-np.inf))
 
 
 def finite(number: float) -> float | None:

@@ -45,9 +45,7 @@ def analyse_difference(contrast: Contrast, evidence: Evidence) -> Analysis:
     pairs = statistics.paired(test, base)
     mean, d = pairs.estimate, pairs.differences
     difference = Significance(mean.p_value(), statistics.sign_flip(d))
-    equal = Significance(
-        mean.equivalence(contrast.margin), statistics.sign_flip_equivalence(d, contrast.margin)
-    )
+    equal = Significance(mean.equivalence(contrast.margin), statistics.sign_flip_equivalence(d, contrast.margin))
     beyond = Significance(mean.beyond(contrast.margin), statistics.sign_flip_beyond(d, contrast.margin))
     superiority = contrast.type == "superiority"
     return Analysis(

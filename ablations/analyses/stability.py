@@ -35,9 +35,7 @@ def analyse_stability(contrast: Contrast, evidence: Evidence) -> Analysis:
     seeds = {rate: sorted(set(shaky.curve[rate]) & set(steady.curve[rate])) for rate in grid}
     runs = [(rate, seed) for rate in grid for seed in seeds[rate]]
     if len(grid) < 2 or not runs:
-        return Analysis(
-            missing=f"{len(grid)} learning rates common to both arms", remedy="run both arms over one grid"
-        )
+        return Analysis(missing=f"{len(grid)} learning rates common to both arms", remedy="run both arms over one grid")
     rates = statistics.divergence_rates(
         sum(evidence.test.curve[rate][seed].diverged for rate, seed in runs),
         len(runs),
@@ -48,9 +46,7 @@ def analyse_stability(contrast: Contrast, evidence: Evidence) -> Analysis:
     logs = _log_sensitivity_ratios(contrast, shaky, steady, grid, complete)
     ratio = statistics.sample_estimate(logs) if len(logs) > 1 else None
     excess = rates.difference if test_shaky else -rates.difference
-    forward, reverse = (
-        _one_direction(logs, ratio, rates.p if side * excess > 0 else 1.0, side) for side in (1, -1)
-    )
+    forward, reverse = (_one_direction(logs, ratio, rates.p if side * excess > 0 else 1.0, side) for side in (1, -1))
     equal = NOTHING
     if ratio is not None and rates.p > ALPHA:
         limit = math.log(AS_STABLE)
@@ -74,8 +70,7 @@ def _log_sensitivity_ratios(
 ) -> npt.NDArray[np.float64]:
     """log(sensitivity of shaky / of steady) `[seeds]`; empty unless all are known and above zero."""
     both = [
-        [_sensitivity([arm.curve[rate][seed] for rate in grid], contrast) for seed in seeds]
-        for arm in (shaky, steady)
+        [_sensitivity([arm.curve[rate][seed] for rate in grid], contrast) for seed in seeds] for arm in (shaky, steady)
     ]
     known = np.array(both, dtype=np.float64)  # None becomes NaN, which is not above zero
     return np.log(known[0] / known[1]) if known.size and np.all(known > 0) else np.zeros(0)
@@ -90,9 +85,7 @@ def _sensitivity(outcomes: Sequence[Outcome], contrast: Contrast) -> float | Non
     return statistics.learning_rate_sensitivity(values, initial, contrast.better)
 
 
-def _one_direction(
-    logs: npt.NDArray[np.float64], ratio: Estimate | None, by_rate: float, side: int
-) -> Significance:
+def _one_direction(logs: npt.NDArray[np.float64], ratio: Estimate | None, by_rate: float, side: int) -> Significance:
     """p that the sensitivity ratio is above 1.5 (side 1) or below 1 / 1.5 (side -1), or the rates say so."""
     if ratio is None:
         return Significance(by_rate, by_rate)

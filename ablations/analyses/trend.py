@@ -29,9 +29,7 @@ def analyse_slope(contrast: Contrast, evidence: Evidence) -> Analysis:
     seeds = sorted(set.intersection(*(set(evidence.points[size]) for size in sizes)))
     table = [[evidence.points[size][seed] for size in sizes] for seed in seeds]
     if not seeds or any(value is None for row in table for value in row):
-        return Analysis(
-            n=len(seeds), missing="a size without a finite value", remedy="run or shrink that size"
-        )
+        return Analysis(n=len(seeds), missing="a size without a finite value", remedy="run or shrink that size")
     values = np.array(table, dtype=np.float64)
     fitted = statistics.slope_estimate(sizes, values)
     fitted = dataclasses.replace(fitted, standard_error=max(fitted.standard_error, FLOAT_NOISE))

@@ -276,7 +276,7 @@ class AlibiPosition(NoPosition):
     def bias(self, query_positions_BT: jax.Array, key_positions_BS: jax.Array) -> jax.Array:
         offset_BTS = key_positions_BS[:, None, :] - query_positions_BT[:, :, None]
         distance_B1TS = jnp.abs(offset_BTS)[:, None].astype(jnp.float32)
-        return -alibi_slopes(self.num_heads)[:, None, None] * distance_B1TS
+        return -jnp.asarray(alibi_slopes(self.num_heads))[:, None, None] * distance_B1TS
 
 
 @dataclasses.dataclass(frozen=True)

@@ -110,11 +110,12 @@ class DynamicNTK(Unscaled):
 
     def __init__(self, config: Config):
         super().__init__(config)
-        self.cache_length = config.model.position.rope_original_length or config.data.sequence_length
+        self.original_length = config.model.position.rope_original_length or config.data.sequence_length
+        self.cache_length = self.original_length
 
     def frequencies(self, half: int, positions_BT: jax.Array) -> jax.Array:
         length_B111 = 1 + positions_BT.max(axis=1)[:, None, None, None]
-        factor_B111 = jnp.maximum(1.0, length_B111.astype(jnp.float32) / self.cache_length)
+        factor_B111 = jnp.maximum(1.0, length_B111.astype(jnp.float32) / self.original_length)
         return geometric(stretched_base(self.base, factor_B111, half), half)
 
 
