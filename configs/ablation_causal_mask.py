@@ -18,7 +18,12 @@ ABLATION = Ablation(
     },
     contrasts=(
         Contrast("causal_mask_blocks_future", "exact", check="tests/claims/test_causal_mask.py::TestBlocksFuture"),
-        Contrast("causal_mask_includes_self", "exact", check="tests/claims/test_causal_mask.py::TestIncludesSelf"),
+        Contrast(
+            "causal_mask_includes_self",
+            "exact",
+            prior="refuted",
+            check="tests/claims/test_causal_mask.py::TestIncludesSelf",
+        ),
         Contrast(
             "teacher_forcing_equals_stepwise",
             "exact",

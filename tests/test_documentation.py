@@ -122,7 +122,7 @@ def shortened(command: str) -> list[str]:
             return [*words, "--dry-run"]
         return [*python, *words[1:], "--print_config"] if words[:2] == ["python", "train.py"] else ["true"]
     if words[0] == "make":
-        return [*words, f"PY={sys.executable}", "INSTALLED=installed", f"ARGS={' '.join(OVERRIDES)}"]
+        return [*words, f"PY={sys.executable}", "INSTALLED=installed", "ARGS=--profile=smoke"]
     if words[:2] == ["python", "train.py"]:
         return [*python, *words[1:], *([] if "--help" in words else OVERRIDES)]
     if words[:2] == ["python", "eval.py"]:

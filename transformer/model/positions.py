@@ -148,7 +148,19 @@ class LearnedParameters:
     out_of_range: str = choice("error", "transformer.model.positions:OUT_OF_RANGE", "positions beyond the table")
 
 
-@POSITIONS.register("learned", parameters=LearnedParameters, paper="Vaswani et al. 2017, section 3.5")
+def _enough_positions(config: Config) -> str | None:
+    position, needed = config.model.position, config.data.sequence_length
+    if position.out_of_range == "error" and 0 < position.max_length < needed:
+        return f"model.position.max_length={position.max_length} is below data.sequence_length={needed}; raise it, or leave it at 0."
+    return None
+
+
+@POSITIONS.register(
+    "learned",
+    parameters=LearnedParameters,
+    paper="Vaswani et al. 2017, section 3.5",
+    check=_enough_positions,
+)
 class LearnedPosition(NoPosition):
     """A trained vector per position, added to the embedding."""
 
