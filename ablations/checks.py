@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import subprocess
 import sys
@@ -109,8 +110,19 @@ def _read(report: Path, check: str) -> ExactCheck | None:
     caught = None if sabotage is None or "skipped" in sabotage else "failure" not in sabotage
     if decides == "test_refuted":
         # A passing refutation is the counter-example; a failing one leaves the claim standing, and unproven.
-        return ExactCheck(False, caught, "shown by test_refuted") if passed else ExactCheck(True, None)
+        return ExactCheck(False, caught, _counterexample(check)) if passed else ExactCheck(True, None)
     return ExactCheck(passed, caught, _line(problems[decides].get("failure", "")))
+
+
+def _counterexample(check: str) -> str:
+    """The docstring of `test_refuted`, which states it."""
+    file, _, name = check.partition("::")
+    for node in ast.parse((ROOT / file).read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ClassDef) and node.name == name:
+            for test in node.body:
+                if isinstance(test, ast.FunctionDef) and test.name == "test_refuted" and ast.get_docstring(test):
+                    return " ".join(str(ast.get_docstring(test)).split())
+    return "shown by test_refuted"
 
 
 def _line(message: str) -> str:

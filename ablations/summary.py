@@ -368,7 +368,11 @@ def _headline(rows: Sequence[Mapping[str, Any]], results: Results) -> str:
     decided = [row for row in rows if row["verdict"] != "inconclusive"]
     if not decided:
         return f"At {results.profile} scale nothing could be decided yet; each row says what is missing."
-    return "; ".join(f"{row['statement'].rstrip('.')}: {row['verdict']}" for row in decided) + f" ({_scale(results)})."
+    # What was trained makes the headline; what a test proves is counted behind it, unless there is nothing else.
+    measured = [row for row in decided if row["kind"] != "exact"]
+    proved = len(decided) - len(measured) if measured else 0
+    said = "; ".join(f"{row['statement'].rstrip('.')}: {row['verdict']}" for row in measured or decided)
+    return f"{said} ({_scale(results)})." + (f" {proved} exact claims were settled by tests." if proved else "")
 
 
 def _scale(results: Results) -> str:

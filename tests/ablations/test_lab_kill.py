@@ -21,6 +21,7 @@ from tests.ablations.lab import ablation, without_clock, write_config, write_tex
 
 ROOT = Path(__file__).resolve().parents[2]
 MEMBERS = 10  # at least: two rates, two test seeds, and twins for one of the two arms
+LINES = 16  # about as many does a member write
 
 
 class Lab:
@@ -48,6 +49,11 @@ class Lab:
         """What is finished: every record and the events of its run."""
         found = list(self.runs.glob(f"*/*/{store.RECORD}"))
         return {path: path.read_bytes() for record in found for path in (record, record.with_name("events.jsonl"))}
+
+    def lines(self) -> int:
+        """How far the runs are: lines in their files."""
+        files = [path for name in ("metrics", "events") for path in self.runs.glob(f"*/*/{name}.jsonl")]
+        return sum(path.read_bytes().count(b"\n") for path in files)
 
     def report(self) -> dict:
         """The report data without the clock's part."""
@@ -79,11 +85,12 @@ def kill_repeatedly(lab: Lab, times: int, seed: int) -> None:
     chance = random.Random(seed)
     for kill in range(times):
         process = lab.start()
-        target = len(lab.records()) // 2 + chance.randrange(max(1, 2 * MEMBERS // times))
+        target = lab.lines() + chance.randrange(1, max(2, 2 * MEMBERS * LINES // times))
+        # Mostly while members are trained; sometimes at any moment, start-up and report included.
         deadline = time.monotonic() + (chance.uniform(0, 8) if chance.random() < 0.25 else 120)
-        while len(lab.records()) // 2 < target and process.poll() is None and time.monotonic() < deadline:
+        while lab.lines() < target and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.02)
-        time.sleep(chance.random() * 0.3)
+        time.sleep(chance.random() * 0.05)
         finished = lab.records()
         workers = children(process.pid)
         victims = [[process.pid, *workers], [process.pid], workers][kill % 3]

@@ -151,7 +151,8 @@ class LearnedParameters:
 def _enough_positions(config: Config) -> str | None:
     position, needed = config.model.position, config.data.sequence_length
     if position.out_of_range == "error" and 0 < position.max_length < needed:
-        return f"model.position.max_length={position.max_length} is below data.sequence_length={needed}; raise it, or leave it at 0."
+        remedy = "raise it, or leave it at 0"
+        return f"model.position.max_length={position.max_length} is below data.sequence_length={needed}; {remedy}."
     return None
 
 
