@@ -105,7 +105,7 @@ def test_a_property_that_fails_leaves_its_counterexample(ran):
 
 
 def test_a_refutation_that_passes_is_the_counterexample(ran):
-    assert ran[0]["TestRefuted"] == ExactCheck(False, True, "shown by test_refuted")
+    assert ran[0]["TestRefuted"] == ExactCheck(False, True, "Even numbers are not odd.")
 
 
 def test_a_refutation_that_fails_proves_nothing(ran):
