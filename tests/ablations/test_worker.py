@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -177,6 +178,21 @@ def test_a_member_is_the_run_it_would_be_alone(trained, tmp_path):
     assert all(np.asarray(left[name]).tobytes() == np.asarray(right[name]).tobytes() for name in left)
     assert quick_run(job.cell, member) == records[member].metrics["loss"]
     assert numbers(job.directory / "lr0.01-s0") != numbers(alone.path)  # another seed would show
+
+
+def test_lost_records_are_made_again_from_their_runs(trained, tmp_path):
+    """One torn, one changed by hand: neither is believed, and as both runs are finished nothing is trained."""
+    job, records, _ = trained
+    again = dataclasses.replace(job, directory=Path(shutil.copytree(job.directory, tmp_path / job.directory.name)))
+    torn, changed = Member(1e-3, 1000), Member(1e-2, 1000)
+    path = again.directory / torn.name / store.RECORD
+    path.write_bytes(path.read_bytes()[:100])
+    path = again.directory / changed.name / store.RECORD
+    path.write_text(path.read_text().replace('"state": "done"', '"state": "diverged"'))
+    assert again.todo(store.read_arm(again.directory)[0]) == [torn, changed]
+    assert run_arm(again.directory) == 0
+    assert store.read_arm(again.directory) == (records, [])
+    assert all(events(again.directory / member.name, "attempt") == 1 for member in records)
 
 
 # --- Members that do not end well --------------------------------------------------------------------------------
