@@ -136,7 +136,11 @@ def shortened(command: str) -> list[str]:
 
 def execute(command: str, folder: Path) -> str:
     """Runs a command, shortened, and returns what it printed."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "WANDB_MODE": "offline" if " push " in command else "disabled"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "WANDB_MODE": "offline" if " push " in command else "disabled",
+    }
     done = subprocess.run(
         shortened(command), cwd=folder, env=environment, capture_output=True, text=True, timeout=240, errors="replace"
     )
