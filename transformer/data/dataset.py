@@ -20,6 +20,7 @@ from transformer.data import bounds
 from transformer.data.corpora import SOURCES, SPLITS, Corpus
 from transformer.data.vocabularies import VOCABULARIES, Vocabulary
 from transformer.errors import DataError
+from transformer.platform import cache_root
 from transformer.schema import Data
 
 _FORMAT = 1  # raise it whenever the same corpus would give other tokens or another layout on disk
@@ -77,8 +78,7 @@ def load(section: Data, cache_dir: str | os.PathLike | None = None) -> Dataset:
 
 def default_cache_dir() -> Path:
     """Where token arrays are kept unless told otherwise."""
-    root = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(root) / "whatif-transformers" / "tokens"
+    return cache_root() / "tokens"
 
 
 def _key(corpus: Corpus, vocabulary: str) -> str:

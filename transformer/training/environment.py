@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import os
 import platform
@@ -16,7 +17,6 @@ _SECRET = re.compile(r"api_?key|password|passwd|secret|credential|auth_?token|ac
 
 def environment() -> dict[str, Any]:
     """`argv`, `git` (sha and whether files differ from it), `python`, `system`, `variables`, `packages`."""
-    packages = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions()}
     variables = {k: v for k, v in os.environ.items() if k == "XLA_FLAGS" or k.startswith("JAX_")}
     return {
         "argv": [_redacted(argument) for argument in sys.argv],
@@ -24,8 +24,14 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "system": platform.platform(),
         "variables": {k: _redacted(v) for k, v in variables.items() if not _SECRET.search(k)},
-        "packages": packages,
+        "packages": _packages(),
     }
+
+
+@functools.cache
+def _packages() -> dict[str, str]:
+    """Installed versions; read once, because a worker describes its environment for every member."""
+    return {d.metadata["Name"]: d.version for d in importlib.metadata.distributions()}
 
 
 def _redacted(text: str) -> str:

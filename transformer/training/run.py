@@ -121,7 +121,7 @@ def train(
         run.event("resume" if progress.step else "start", step=progress.step)
         if progress.step:
             say(f"resuming at step {progress.step} of {config.train.steps}")
-        else:
+        elif not quiet:  # the estimate times a product: not for members nobody watches
             say(_costs(program, config, state))
 
         summary: dict[str, Any] = {}
