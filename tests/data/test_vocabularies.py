@@ -75,3 +75,32 @@ def test_an_unknown_character_is_named(unknown):
 def test_text_that_is_not_utf8_names_the_other_vocabulary():
     with pytest.raises(DataError, match=r"not UTF-8 .*data\.vocabulary=bytes"):
         VOCABULARIES.build("characters", corpus(train=[b"caf\xe9"]))
+
+
+# --- Special tokens --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", list(VOCABULARIES))
+def test_specials_follow_the_text_in_a_fixed_order(name):
+    plain = build(name, "ab", "c")
+    wanted = ["sentinel_1", "sep", "pad", "sentinel_0", "cls", "mask", "eos", "bos", "sentinel_10"]
+    order = ["pad", "bos", "eos", "mask", "cls", "sep", "sentinel_0", "sentinel_1", "sentinel_10"]
+    extended = plain.with_specials(wanted)
+    new = [s for s in order if s not in plain.specials]
+    assert [extended.special(s) for s in new] == list(range(plain.size, plain.size + len(new)))
+    assert extended.size == plain.size + len(new) == len(extended.bytes_per_token)
+    assert all(extended.special(s) == i for s, i in plain.specials.items())
+    assert extended.eos == extended.special("eos")
+    assert np.array_equal(extended.encode("abc"), plain.encode("abc"))
+    assert extended.decode([*plain.encode("abc"), extended.special("sentinel_1")]) == "abc"
+    again = Vocabulary.from_dict(json.loads(json.dumps(extended.to_dict())))
+    assert (again.specials, again.size) == (extended.specials, extended.size)
+
+
+def test_nobody_asks_and_nothing_is_added():
+    plain = build("bytes")
+    assert plain.with_specials([]) is plain
+    assert plain.with_specials(["mask", "eos"]) is plain
+    assert "added" not in plain.to_dict()
+    with pytest.raises(KeyError):
+        plain.special("cls")

@@ -12,7 +12,7 @@ import os
 import platform
 import sysconfig
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,19 +26,48 @@ SPLITS = ("train", "validation", "test")
 
 
 @dataclasses.dataclass(frozen=True)
+class Example:
+    """One labelled or paired text.
+
+    Attributes:
+      target: the text to predict, to label or to read, UTF-8.
+      source: what it is predicted from, UTF-8, or None.
+      label: its class, from 0, or None.
+    """
+
+    target: bytes
+    source: bytes | None = None
+    label: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class Content:
-    """What a source holds.
+    """What a source holds: documents, a stream of text cut into windows, or examples, each of which is a row.
 
     Attributes:
       documents: split -> documents, as UTF-8 bytes.
       description: one line for the log.
       cut: split -> share of the training tokens that becomes this split, taken from the end of the stream in
         the order train, validation, test. Cutting tokens, not bytes, never tears a character apart.
+      examples: split -> examples, where the source has those instead of documents.
+      labels: names of the classes, in the order of their numbers.
     """
 
     documents: dict[str, list[bytes]]
     description: str
     cut: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    examples: Mapping[str, list[Example]] = dataclasses.field(default_factory=dict)
+    labels: tuple[str, ...] = ()
+
+    def texts(self) -> Iterator[bytes]:
+        """Every text there is, of all splits."""
+        for documents in self.documents.values():
+            yield from documents
+        for examples in self.examples.values():
+            for example in examples:
+                yield example.target
+                if example.source is not None:
+                    yield example.source
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterable
+import copy
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -15,6 +16,7 @@ from transformer.registry import Registry
 VOCABULARIES = Registry("data.vocabulary")
 
 PAD, BOS, EOS, MASK = range(256, 260)  # specials of the byte vocabulary
+SPECIALS = ("pad", "bos", "eos", "mask", "cls", "sep")  # the order in which a vocabulary is extended; sentinels follow
 
 
 class Vocabulary(abc.ABC):
@@ -25,12 +27,44 @@ class Vocabulary(abc.ABC):
       size: number of ids.
       eos: id that separates documents, or None where no split has two.
       bytes_per_token: int32 [size], bytes of UTF-8 each id stands for, for bits per byte.
+      specials: name -> id of the ids that stand for no text.
+      added: names of the specials that objective and source asked for, in the order of their ids.
     """
 
     name: ClassVar[str]
     size: int
     eos: int | None
     bytes_per_token: np.ndarray
+    specials: Mapping[str, int]
+    added: tuple[str, ...] = ()
+
+    def special(self, name: str) -> int:
+        """The id of a special token: pad, bos, eos, mask, cls, sep, or sentinel_0, sentinel_1, ...
+
+        Raises:
+          KeyError: nobody asked for it.
+        """
+        return self.specials[name]
+
+    def with_specials(self, names: Iterable[str]) -> Vocabulary:
+        """This vocabulary, extended by exactly those of `names` it lacks: pad, bos, eos, mask, cls, sep, sentinels, in
+        this order, whatever the order of `names`. Text keeps its ids.
+
+        Raises:
+          DataError: the ids no longer fit 16 bits.
+        """
+        missing = tuple(sorted(set(names) - set(self.specials), key=_special_rank))
+        if not missing:
+            return self
+        extended = copy.copy(self)
+        extended.added = (*self.added, *missing)
+        extended.specials = {**self.specials, **{name: self.size + i for i, name in enumerate(missing)}}
+        extended.size = self.size + len(missing)
+        extended.eos = extended.specials.get("eos")
+        if extended.size > 2**16:
+            raise DataError(f"data.vocabulary={self.name}: {extended.size} ids with special tokens do not fit 16 bits.")
+        extended.bytes_per_token = np.concatenate([self.bytes_per_token, np.zeros(len(missing), np.int32)])
+        return extended
 
     @property
     def dtype(self) -> np.dtype:
@@ -46,15 +80,27 @@ class Vocabulary(abc.ABC):
         """Ids to text. Ids that stand for no text leave no trace; bytes that are no UTF-8 become U+FFFD."""
 
     @abc.abstractmethod
+    def parameters(self) -> dict[str, Any]:
+        """JSON data: what the class is made from again."""
+
     def to_dict(self) -> dict[str, Any]:
         """JSON data from which `from_dict` rebuilds the vocabulary."""
+        added = {"added": list(self.added)} if self.added else {}
+        return {"name": self.name, **self.parameters(), **added}
 
     @staticmethod
     def from_dict(saved: dict[str, Any]) -> Vocabulary:
         """The vocabulary that `to_dict` described."""
         parameters = dict(saved)
-        name = parameters.pop("name")
-        return {cls.name: cls for cls in Vocabulary.__subclasses__()}[name](**parameters)
+        name, added = parameters.pop("name"), parameters.pop("added", [])
+        made = {cls.name: cls for cls in Vocabulary.__subclasses__()}[name](**parameters)
+        return made.with_specials(added)
+
+
+def _special_rank(name: str) -> tuple[int, int]:
+    """Where a special stands in the fixed order."""
+    kind, _, number = name.partition("_")
+    return (SPECIALS.index(kind), 0) if kind in SPECIALS else (len(SPECIALS), int(number))
 
 
 class Bytes(Vocabulary):
@@ -65,6 +111,7 @@ class Bytes(Vocabulary):
     eos = EOS
 
     def __init__(self) -> None:
+        self.specials = {"pad": PAD, "bos": BOS, "eos": EOS, "mask": MASK}
         self.bytes_per_token = (np.arange(self.size) < 256).astype(np.int32)
 
     def encode(self, text: str | bytes) -> np.ndarray:
@@ -75,8 +122,8 @@ class Bytes(Vocabulary):
         values = np.asarray(ids).reshape(-1)
         return values[values < 256].astype(np.uint8).tobytes().decode("utf-8", errors="replace")
 
-    def to_dict(self) -> dict[str, Any]:
-        return {"name": self.name}
+    def parameters(self) -> dict[str, Any]:
+        return {}
 
 
 class Characters(Vocabulary):
@@ -91,7 +138,9 @@ class Characters(Vocabulary):
 
     def __init__(self, characters: str, separated: bool):
         self.characters = characters
+        self.separated = separated
         self.eos = len(characters) if separated else None
+        self.specials = {"eos": len(characters)} if separated else {}
         self.size = len(characters) + separated
         if self.size > 2**16:
             raise DataError(
@@ -126,8 +175,8 @@ class Characters(Vocabulary):
         values = np.asarray(ids).reshape(-1)
         return "".join(self.characters[i] for i in values if i < len(self.characters))
 
-    def to_dict(self) -> dict[str, Any]:
-        return {"name": self.name, "characters": self.characters, "separated": self.eos is not None}
+    def parameters(self) -> dict[str, Any]:
+        return {"characters": self.characters, "separated": self.separated}
 
 
 def _as_text(text: str | bytes) -> str:
@@ -160,8 +209,7 @@ def character_vocabulary(corpus: Corpus) -> Vocabulary:
       DataError: the text is not UTF-8.
     """
     known: set[str] = set()
-    for documents in corpus.documents.values():
-        for document in documents:
-            known.update(_as_text(document))
+    for text in corpus.content.texts():
+        known.update(_as_text(text))
     separated = any(len(documents) > 1 for documents in corpus.documents.values())
     return Characters("".join(sorted(known)), separated)
