@@ -36,8 +36,8 @@ lint: $(INSTALLED)  ## check style, formatting and types
 soak: $(INSTALLED)  ## run the tests that take minutes
 	$(PY) -m pytest -q -m soak --timeout=3600 tests $(ARGS)
 
-bench: $(INSTALLED)  ## measure speed and memory
-	$(PY) -m benchmarks.train_step $(ARGS)
+bench: $(INSTALLED)  ## measure speed and memory on the CPU, write benchmarks/RESULTS.md
+	$(PY) -m benchmarks.results --run $(ARGS)
 
 $(INSTALLED): pyproject.toml requirements/lock.txt
 	@sh requirements/install.sh $(EXTRAS) $(PYTHON)

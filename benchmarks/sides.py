@@ -14,14 +14,12 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.reporting import BenchmarkError, cores
+
 OURS, TORCH, TORCH_COMPILE = "ours", "torch", "torch.compile"
 VOCAB_SIZE = 256
 ADAMW = {"learning_rate": 1e-3, "weight_decay": 0.1, "beta1": 0.9, "beta2": 0.95, "epsilon": 1e-8}
 CLIP = 1.0
-
-
-class BenchmarkError(Exception):
-    """The sides do not do the same work, or one of them stopped."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,11 +56,6 @@ def learnable_tokens(length: int = 1 << 16) -> np.ndarray:
         token = (5 * token + 7 + int(draw)) % VOCAB_SIZE
         tokens[i] = token
     return tokens
-
-
-def cores() -> int:
-    """CPU cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def timed(function: Callable[..., Any], *arguments: Any) -> tuple[float, Any]:

@@ -31,22 +31,22 @@ others     share of the machine that other processes took during a turn; median 
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import json
+import importlib.util
 import os
-import platform
 import random
 import statistics
 import sys
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.sides import OURS, TORCH, TORCH_COMPILE, BenchmarkError, Side, Size, Turn, cores, processes
+from benchmarks import reporting
+from benchmarks.reporting import BenchmarkError, Table
+from benchmarks.sides import OURS, TORCH, TORCH_COMPILE, Side, Size, Turn, processes
 
+QUESTION = "How fast is a training step beside PyTorch's?"
 CHECK_STEPS = 9  # steps of the check that all sides do the same, and learn
 LOSS_TOLERANCE = 1e-3  # nats; the sides differ only in the order in which float32 numbers are added
 
@@ -159,30 +159,27 @@ def busy_seconds() -> float:
 # --- Report ----------------------------------------------------------------------------------------------
 
 
-def machine() -> dict[str, Any]:
-    """What the numbers were measured on."""
-    versions = {package: metadata.version(package) for package in ("jax", "flax", "torch")}
-    return {"machine": platform.machine(), "cores": cores(), "python": platform.python_version(), **versions}
-
-
-def table(name: str, result: dict[str, Any]) -> str:
-    """The numbers of one size as text."""
+def table(name: str, result: dict[str, Any]) -> Table:
+    """The numbers of one size."""
     shape, parameters = result["shape"], result["sides"][OURS]["parameters"]
-    lines = [
+    rows = [
+        (
+            side,
+            f"{row['tokens_per_second']:,.0f}",
+            f"{row['model_flops_per_second'] / 1e9:.1f}",
+            f"{row['compile_seconds']:.1f}",
+            _with_quartiles(row["between_share"], ".1%"),
+            f"{row['speed_up_of_medians']:.2f}, {_with_quartiles(row['speed_up_by_round'], '.2f')}",
+            f"{row['others_share']:.0%}",
+        )
+        for side, row in result["sides"].items()
+    ]
+    return Table(
         f"{name}: {shape['num_layers']} layers x {shape['d_model']}, sequence {shape['sequence_length']}, "
         f"batch {shape['batch_size']}; {parameters:,} parameters; {result['rounds_kept']} rounds",
-        "  {:13}{:>9}{:>9}{:>11}{:>23}{:>27}{:>8}".format(
-            "", "tokens/s", "GFLOP/s", "compile s", "between", "speed-up", "others"
-        ),
-    ]
-    for side, row in result["sides"].items():
-        speed_up = f"{row['speed_up_of_medians']:.2f}, {_with_quartiles(row['speed_up_by_round'], '.2f')}"
-        between = _with_quartiles(row["between_share"], ".1%")
-        lines.append(
-            f"  {side:13}{row['tokens_per_second']:9,.0f}{row['model_flops_per_second'] / 1e9:9.1f}"
-            f"{row['compile_seconds']:11.1f}{between:>23}{speed_up:>27}{row['others_share']:8.0%}"
-        )
-    return "\n".join(lines)
+        ("", "tokens/s", "GFLOP/s", "compile s", "between", "speed-up", "others"),
+        tuple(rows),
+    )
 
 
 def _with_quartiles(value: dict[str, float], style: str) -> str:
@@ -192,32 +189,30 @@ def _with_quartiles(value: dict[str, float], style: str) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Measures, prints and stores; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = reporting.parser(__doc__)
     parser.add_argument("--sizes", default="small,medium,large", help=f"comma list of {', '.join(SIZES)}")
     parser.add_argument("--rounds", type=int, default=15, help="turns of each side per size")
     parser.add_argument("--compile", action="store_true", help="also measure torch.compile")
     parser.add_argument("--max_others", type=float, default=np.inf, help="leave out rounds above this share")
     parser.add_argument("--seed", type=int, default=0, help="seed of the order within rounds")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="where to store all numbers")
     options = parser.parse_args(arguments)
     sizes = options.sizes.split(",")
     if unknown := [name for name in sizes if name not in SIZES]:
         parser.error(f"--sizes={unknown[0]} is not one of: {', '.join(SIZES)}")
     if options.rounds < 1:
         parser.error(f"--rounds={options.rounds} must be at least 1")
-    try:
-        report: dict[str, Any] = {**machine(), "rounds": options.rounds, "sizes": {}}
-    except metadata.PackageNotFoundError as error:
-        parser.error(f'{error.name} is not installed: pip install -e ".[bench]"')
-
-    print(", ".join(f"{key} {value}" for key, value in report.items() if key != "sizes"), flush=True)
+    if importlib.util.find_spec("torch") is None:
+        parser.error('torch is not installed: pip install -e ".[bench]"')
     names = [OURS, TORCH, *([TORCH_COMPILE] if options.compile else [])]
+    report: dict[str, Any] = {"rounds": options.rounds, "sizes": {}}
+    tables = []
     try:
         for name in sizes:
             report["sizes"][name] = measure(SIZES[name], names, options.rounds, options.max_others, options.seed)
-            print(table(name, report["sizes"][name]), flush=True)
+            tables.append(table(name, report["sizes"][name]))
+            print(tables[-1].text(), flush=True)
             if options.json:  # after every size, so that an interrupted run keeps what it has
-                options.json.write_text(json.dumps(report, indent=1), encoding="utf-8")
+                reporting.store(options.json, "train_step", QUESTION, tables, report)
     except BenchmarkError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from benchmarks import train_step
-from benchmarks.sides import ADAMW, CLIP, VOCAB_SIZE, BenchmarkError, Ours, learnable_tokens
+from benchmarks.reporting import BenchmarkError
+from benchmarks.sides import ADAMW, CLIP, VOCAB_SIZE, Ours, learnable_tokens
 
 if importlib.util.find_spec("torch") is None:
     pytest.skip("needs PyTorch, the extra [bench]", allow_module_level=True)
@@ -92,7 +93,7 @@ def test_command_measures_a_tiny_shape(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     assert "speed-up" in done.stdout
-    result = json.loads(stored.read_text())["sizes"]["tiny"]
+    result = json.loads(stored.read_text())["numbers"]["sizes"]["tiny"]
     ours, torch = result["sides"]["ours"], result["sides"]["torch"]
     assert ours["parameters"] == torch["parameters"]
     np.testing.assert_allclose(ours["first_losses"], torch["first_losses"], atol=1e-4)
