@@ -348,6 +348,8 @@ def _orbax() -> Any:
 
     absl_logging.get_absl_logger().addFilter(_not_from_orbax)
     logging.getLogger("asyncio").addFilter(_not_from_orbax)
+    if not isinstance(sys.unraisablehook, _WithoutLateWrites):
+        sys.unraisablehook = _WithoutLateWrites(sys.unraisablehook)
     from orbax.checkpoint import v1
 
     return v1
@@ -357,6 +359,24 @@ def _not_from_orbax(entry: logging.LogRecord) -> bool:
     """Drops what Orbax logs, tracebacks included: what matters to the user is raised as well."""
     from_orbax = f"{os.sep}orbax{os.sep}checkpoint{os.sep}" in entry.pathname
     return not (from_orbax or "tensorstore_spec" in entry.getMessage())
+
+
+class _WithoutLateWrites:
+    """`sys.unraisablehook` that passes over writes which end after their save has failed.
+
+    Orbax gathers the writes of all arrays on an event loop of its own and closes it at the first error. TensorStore,
+    which cannot be told, still reports each of the others to that loop when it ends, from a thread of its own, where
+    the closed loop's refusal has no caller to go to. The error that matters was raised by the save.
+    """
+
+    def __init__(self, previous: Callable[[Any], object]):
+        self._previous = previous
+
+    def __call__(self, unraisable: Any) -> None:
+        error = unraisable.exc_value
+        late = isinstance(error, RuntimeError) and str(error) == "Event loop is closed"
+        if not (late and unraisable.object is None):  # Python's own reports name the object they come from
+            self._previous(unraisable)
 
 
 def _context() -> Any:
