@@ -61,13 +61,28 @@ class Content:
 
     def texts(self) -> Iterator[bytes]:
         """Every text there is, of all splits."""
-        for documents in self.documents.values():
-            yield from documents
-        for examples in self.examples.values():
-            for example in examples:
-                yield example.target
-                if example.source is not None:
-                    yield example.source
+        for split in dict.fromkeys([*self.documents, *self.examples]):
+            yield from self.texts_of(split)
+
+    def texts_of(self, split: str) -> Iterator[bytes]:
+        """Every text of one split: its documents, and both sides of its examples."""
+        yield from self.documents.get(split, ())
+        for example in self.examples.get(split, ()):
+            yield example.target
+            if example.source is not None:
+                yield example.source
+
+    def training_texts(self) -> Iterator[bytes]:
+        """The texts of the training split, without the share at its end that is cut off for other splits."""
+        kept = 1 - sum(self.cut.values())
+        left = int(kept * sum(map(len, self.documents.get("train", ())))) if self.cut else None
+        for text in self.texts_of("train"):
+            if left is not None and len(text) > left:
+                text = text[:left].decode("utf-8", errors="ignore").encode()  # no half character at its end
+            if left is not None:
+                left -= len(text)
+            if text:
+                yield text
 
 
 @dataclasses.dataclass(frozen=True)

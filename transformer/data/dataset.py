@@ -18,7 +18,7 @@ import numpy as np
 
 from transformer.data import bounds
 from transformer.data.corpora import SOURCES, SPLITS, Corpus
-from transformer.data.vocabularies import VOCABULARIES, Vocabulary
+from transformer.data.vocabularies import VOCABULARIES, Vocabulary, make_vocabulary, vocabulary_identity
 from transformer.errors import DataError
 from transformer.platform import cache_root
 from transformer.schema import Data
@@ -70,8 +70,8 @@ def load(section: Data, cache_dir: str | os.PathLike | None = None) -> Dataset:
     corpus = SOURCES.build(section.source, section)
     VOCABULARIES[section.vocabulary]  # raises for an unknown name before any text is read
     folder = Path(cache_dir) if cache_dir is not None else default_cache_dir()
-    entry = folder / _key(corpus, section.vocabulary)
-    dataset = _open_entry(entry) or _materialise(corpus, section.vocabulary, entry)
+    entry = folder / _key(corpus, section)
+    dataset = _open_entry(entry) or _materialise(corpus, section, entry)
     _check_lengths(dataset, section)
     return dataset
 
@@ -81,8 +81,8 @@ def default_cache_dir() -> Path:
     return cache_root() / "tokens"
 
 
-def _key(corpus: Corpus, vocabulary: str) -> str:
-    payload = json.dumps([_FORMAT, corpus.name, corpus.identity, vocabulary])
+def _key(corpus: Corpus, section: Data) -> str:
+    payload = json.dumps([_FORMAT, corpus.name, corpus.identity, *vocabulary_identity(section)])
     return hashlib.sha256(payload.encode()).hexdigest()[:32]
 
 
@@ -101,10 +101,10 @@ def _check_lengths(dataset: Dataset, section: Data) -> None:
 # --- Making tokens -------------------------------------------------------------------------------------
 
 
-def _materialise(corpus: Corpus, vocabulary_name: str, entry: Path) -> Dataset:
+def _materialise(corpus: Corpus, section: Data, entry: Path) -> Dataset:
     """Tokenises a corpus into `entry`, or in memory where no entry can be written."""
     content = corpus.content  # read outside the `try`: its errors are not about the cache
-    vocabulary = VOCABULARIES.build(vocabulary_name, corpus)
+    vocabulary = make_vocabulary(section, corpus)
     about = {"name": corpus.name, "description": content.description}
     try:
         entry.parent.mkdir(parents=True, exist_ok=True)

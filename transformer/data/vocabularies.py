@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import abc
 import copy
+import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
 
-from transformer.data.corpora import Corpus
+from transformer.data.corpora import Content, Corpus
 from transformer.errors import DataError
 from transformer.registry import Registry
+from transformer.schema import Data
 
 VOCABULARIES = Registry("data.vocabulary")
 
@@ -93,8 +95,15 @@ class Vocabulary(abc.ABC):
         """The vocabulary that `to_dict` described."""
         parameters = dict(saved)
         name, added = parameters.pop("name"), parameters.pop("added", [])
-        made = {cls.name: cls for cls in Vocabulary.__subclasses__()}[name](**parameters)
-        return made.with_specials(added)
+        return _classes()[name](**parameters).with_specials(added)
+
+
+def _classes() -> dict[str, type[Vocabulary]]:
+    """Name -> class of every vocabulary."""
+    known = [Vocabulary]
+    for cls in known:  # grows while it is walked
+        known += cls.__subclasses__()
+    return {cls.name: cls for cls in known if hasattr(cls, "name")}
 
 
 def _special_rank(name: str) -> tuple[int, int]:
@@ -159,7 +168,7 @@ class Characters(Vocabulary):
         Raises:
           DataError: the text is not UTF-8 or holds a character the corpus does not.
         """
-        codes = _code_points(_as_text(text))
+        codes = _code_points(as_text(text, self.name))
         last = len(self._id_of) - 1
         ids = np.where(codes <= last, self._id_of[np.minimum(codes, last)], -1)
         if (ids < 0).any():
@@ -179,14 +188,19 @@ class Characters(Vocabulary):
         return {"characters": self.characters, "separated": self.separated}
 
 
-def _as_text(text: str | bytes) -> str:
+def as_text(text: str | bytes, vocabulary: str) -> str:
+    """Bytes of UTF-8 as str.
+
+    Raises:
+      DataError: they are no UTF-8; names `vocabulary`.
+    """
     if isinstance(text, str):
         return text
     try:
         return text.decode("utf-8")
     except UnicodeDecodeError as error:
         raise DataError(
-            f"data.vocabulary=characters: the text is not UTF-8 ({error}); use data.vocabulary=bytes."
+            f"data.vocabulary={vocabulary}: the text is not UTF-8 ({error}); use data.vocabulary=bytes."
         ) from error
 
 
@@ -195,14 +209,36 @@ def _code_points(text: str) -> np.ndarray:
     return np.frombuffer(text.encode("utf-32-le", errors="surrogatepass"), "<u4")
 
 
+def separated(content: Content) -> bool:
+    """Whether a split has several documents, so that something must stand between them."""
+    return any(len(documents) > 1 for documents in content.documents.values())
+
+
+def make_vocabulary(section: Data, corpus: Corpus) -> Vocabulary:
+    """The vocabulary that `section.vocabulary` names, for a corpus.
+
+    Raises:
+      ConfigError, DataError: the vocabulary's own; see its entry.
+    """
+    return VOCABULARIES.build(section.vocabulary, corpus, section)
+
+
+def vocabulary_identity(section: Data) -> list[Any]:
+    """Differs whenever `make_vocabulary` might make another vocabulary of the same corpus: the name, then what is
+    set of the parameters that only it reads."""
+    parameters = VOCABULARIES[section.vocabulary].parameters
+    own = {field.name for field in dataclasses.fields(parameters)} if parameters else ()
+    return [section.vocabulary, *sorted([name, value] for name, value in section.options if name in own)]
+
+
 @VOCABULARIES.register("bytes")
-def bytes_vocabulary(corpus: Corpus) -> Vocabulary:
+def bytes_vocabulary(corpus: Corpus, section: Data) -> Vocabulary:
     """256 bytes and 4 specials, the same for every corpus."""
     return Bytes()
 
 
 @VOCABULARIES.register("characters", paper="Karpathy 2015, char-rnn; nanoGPT's shakespeare_char")
-def character_vocabulary(corpus: Corpus) -> Vocabulary:
+def character_vocabulary(corpus: Corpus, section: Data) -> Vocabulary:
     """The distinct characters of all splits, and an end-of-document id where a split has several documents.
 
     Raises:
@@ -210,6 +246,8 @@ def character_vocabulary(corpus: Corpus) -> Vocabulary:
     """
     known: set[str] = set()
     for text in corpus.content.texts():
-        known.update(_as_text(text))
-    separated = any(len(documents) > 1 for documents in corpus.documents.values())
-    return Characters("".join(sorted(known)), separated)
+        known.update(as_text(text, "characters"))
+    return Characters("".join(sorted(known)), separated(corpus.content))
+
+
+from transformer.data import subwords  # noqa: E402, F401
