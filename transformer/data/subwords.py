@@ -73,6 +73,11 @@ class Words(Learned):
         return {"words": list(self.words), "separated": self.separated}
 
 
+def word_pieces(text: str) -> list[str]:
+    """Words and punctuation marks with the space before them: " a", " b" and "," for "a b,"."""
+    return _PIECES.findall(" " + text) if text else []
+
+
 class WordPieces(Learned):
     """Byte-pair encoding by SentencePiece: any text, characters outside the vocabulary as their bytes.
 

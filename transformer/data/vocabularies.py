@@ -100,7 +100,7 @@ class Vocabulary(abc.ABC):
 
 def _classes() -> dict[str, type[Vocabulary]]:
     """Name -> class of every vocabulary."""
-    known = [Vocabulary]
+    known: list[type[Vocabulary]] = Vocabulary.__subclasses__()
     for cls in known:  # grows while it is walked
         known += cls.__subclasses__()
     return {cls.name: cls for cls in known if hasattr(cls, "name")}
