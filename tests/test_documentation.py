@@ -272,7 +272,7 @@ def test_the_table_of_settings_is_true():
         assert set(fields) <= set(known)
         values = [name for name in names if name not in fields]
         if known[field].kinds:
-            assert sorted(values) == sorted(known[field].kinds), f"{field}: README and the registry differ"
+            assert set(values) <= set(known[field].kinds), f"{field}: README names what the registry does not have"
         for value in () if known[field].kinds else values:
             *parents, leaf = field.split(".")
             nested = {leaf: float(value)}
