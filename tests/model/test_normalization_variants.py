@@ -20,7 +20,7 @@ from transformer.model.positions import NoPosition
 from transformer.schema import Norm
 from transformer.training.step import Program, flat_state, unflat_state
 
-COVERED = {"scalenorm", "dyt", "batchnorm", "batchnorm_masked", "batchnorm_time_local"}
+COVERED = {"scalenorm", "prmsnorm", "dyt", "batchnorm", "batchnorm_masked", "batchnorm_time_local"}
 BATCH_NORMS = sorted(kind for kind in COVERED if kind.startswith("batchnorm"))
 B, T, D, EPSILON = 3, 5, 4, 1e-3
 RNG = np.random.default_rng(0)
@@ -50,6 +50,17 @@ def test_scalenorm(affine):
         layer.gain, length = nnx.Param(jnp.float32(1.7)), 1.7
     wanted = length * X / np.sqrt((X.astype(np.float64) ** 2).sum(-1, keepdims=True) + EPSILON)
     np.testing.assert_allclose(layer(X), wanted, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("share", "read"), [(0.0625, 1), (0.5, 2), (1.0, D)])
+def test_prmsnorm(share, read):
+    wanted = X / np.sqrt((X[..., :read].astype(np.float64) ** 2).mean(-1, keepdims=True) + EPSILON)
+    np.testing.assert_allclose(make("prmsnorm", prmsnorm_share=share)(X), wanted, rtol=1e-5)
+
+
+def test_prmsnorm_over_all_channels_is_rmsnorm():
+    np.testing.assert_array_equal(make("prmsnorm", prmsnorm_share=1.0)(X), make("rmsnorm")(X))
+    assert not np.allclose(make("prmsnorm", prmsnorm_share=0.5)(X), make("rmsnorm")(X), atol=1e-2)
 
 
 def test_dyt():
@@ -264,6 +275,7 @@ def test_shift_noise_differs_from_step_to_step():
     [
         *(({"model.norm.kind": kind, "model.norm.batchnorm_momentum": 1.0}, "below 1") for kind in BATCH_NORMS),
         ({"model.norm.shift_noise": -0.1}, "must not be negative"),
+        *(({"model.norm.kind": "prmsnorm", "model.norm.prmsnorm_share": p}, "1 is rmsnorm") for p in (0.0, 1.5)),
     ],
 )
 def test_numbers_out_of_range(overrides, message):

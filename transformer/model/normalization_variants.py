@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import TYPE_CHECKING
 
 import jax
@@ -33,6 +34,37 @@ class ScaleNorm(Affine):
     def normalize(self, x: jax.Array, context: Context | None) -> jax.Array:
         unit = x * jax.lax.rsqrt(jnp.square(x).sum(axis=-1, keepdims=True) + self.epsilon)
         return unit if self.gain is not None else unit * self.length
+
+
+@dataclasses.dataclass(frozen=True)
+class PartialRMSNormParameters:
+    prmsnorm_share: float = field(
+        0.25, "share of the channels, from the first, that the statistic is taken over; the paper takes 0.0625"
+    )
+
+
+def _a_share(config: Config) -> str | None:
+    share = config.model.norm.prmsnorm_share
+    if 0 < share <= 1:
+        return None
+    return f"model.norm.prmsnorm_share={share} must be above 0 and at most 1; 1 is rmsnorm."
+
+
+@NORMS.register(
+    "prmsnorm",
+    parameters=PartialRMSNormParameters,
+    paper="Zhang & Sennrich 2019, section 3.3 (pRMSNorm)",
+    check=_a_share,
+)
+class PartialRMSNorm(Affine):
+    """Divides all channels by the root mean square of the first few: an estimate of RMSNorm that reads less."""
+
+    def __init__(self, norm: Norm, width: int):
+        super().__init__(norm, width)
+        self.read = math.ceil(width * norm.prmsnorm_share)
+
+    def normalize(self, x: jax.Array, context: Context | None) -> jax.Array:
+        return x * jax.lax.rsqrt(jnp.square(x[..., : self.read]).mean(axis=-1, keepdims=True) + self.epsilon)
 
 
 @dataclasses.dataclass(frozen=True)
