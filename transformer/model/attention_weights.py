@@ -233,6 +233,11 @@ def _without_queries(config: Config) -> str | None:
         value = getattr(attention, name)
         if value != default:
             return f"builds no queries or keys, so {name}={value} would do nothing; leave it at {default}."
+    from transformer.model.positions import POSITIONS
+
+    kind = config.model.position.kind
+    if "on_scores" in POSITIONS[kind].traits:
+        return f"builds no scores, so model.position.kind={kind}, which acts on scores, would do nothing; use none."
     return None
 
 

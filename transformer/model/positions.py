@@ -275,7 +275,7 @@ def alibi_slopes(num_heads: int) -> np.ndarray:
     return np.exp2(-np.array(exponents)).astype(np.float32)
 
 
-@POSITIONS.register("alibi", paper="Press et al. 2021 (ALiBi)")
+@POSITIONS.register("alibi", paper="Press et al. 2021 (ALiBi)", traits=("on_scores",))
 class AlibiPosition(NoPosition):
     """Subtracts from each score the distance of its two tokens times a slope of the head's own.
 
@@ -324,7 +324,9 @@ def t5_buckets_by_distance(num_buckets: int, max_distance: int) -> np.ndarray:
     return np.where(distance < exact, distance, wide).astype(np.int32)
 
 
-@POSITIONS.register("t5", parameters=T5Parameters, paper="Raffel et al. 2020 (T5), section 2.1", check=_t5)
+@POSITIONS.register(
+    "t5", parameters=T5Parameters, paper="Raffel et al. 2020 (T5), section 2.1", traits=("on_scores",), check=_t5
+)
 class T5Position(NoPosition):
     """Adds to each score a trained number that depends on the head and on a bucket of the distance.
 

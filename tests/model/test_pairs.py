@@ -1,0 +1,82 @@
+"""What holds for every switch holds for pairs of them: fifty legal pairs, drawn with a fixed seed."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+
+import numpy as np
+import pytest
+
+from tests.model.test_cache import PIECES, check_cached_equals_full
+from tests.model.test_causality import check_causal, influence
+from tests.model.test_variants import check_every_leaf_learns, parameter_formula
+from tests.tiny import LENGTH, VOCAB, declared, label, one_switch, tiny
+from transformer.errors import ConfigError, UserError
+from transformer.model import declare
+
+NUMBER, SEED = 50, 0
+
+
+def legal(overrides: dict) -> bool:
+    try:
+        tiny(overrides)
+    except ConfigError:
+        return False
+    return True
+
+
+def pairs() -> list[dict]:
+    """Every two switches of different fields that go together, in an order that the seed decides."""
+    found = []
+    for a, b in itertools.combinations(one_switch("model."), 2):
+        disjoint = all(a[path] == b[path] for path in a.keys() & b.keys())
+        if disjoint and next(iter(a)) != next(iter(b)) and legal({**a, **b}):
+            found.append({**a, **b})
+    random.Random(SEED).shuffle(found)
+    return found
+
+
+PAIRS = pairs()[:NUMBER]
+
+
+def test_the_draw_is_legal_varied_and_selective():
+    assert len(PAIRS) == NUMBER
+    fields = {path for pair in PAIRS for path in pair}
+    assert len(fields) >= 20
+    for weights, other in (("relu", {"model.attention.sinks": "learned"}), ("uniform", {"model.position.kind": "t5"})):
+        assert not legal({"model.attention.weights": weights, **other})
+
+
+@pytest.mark.parametrize("overrides", PAIRS, ids=label)
+def test_parameters_are_counted_right(overrides):
+    count = sum(math.prod(shape) for shape, _ in declared(tiny(overrides)).values())
+    assert count == parameter_formula(tiny(overrides), VOCAB)
+
+
+@pytest.mark.parametrize("overrides", PAIRS, ids=label)
+def test_nothing_comes_from_the_future(overrides):
+    found = influence(overrides, moved=True)
+    future = found[np.triu(np.ones_like(found, bool), k=1)]
+    assert np.isfinite(found).all()
+    if declare(tiny(overrides)).causal:
+        assert np.all(future == 0.0)
+    else:
+        with pytest.raises(AssertionError, match="the future leaks"):
+            check_causal(found)
+
+
+@pytest.mark.parametrize("overrides", PAIRS, ids=label)
+def test_a_gradient_reaches_every_leaf(overrides):
+    check_every_leaf_learns(tiny(overrides), except_for=("key.bias",), moved=True)
+
+
+@pytest.mark.parametrize("overrides", PAIRS, ids=label)
+def test_cached_decoding_equals_the_full_pass(overrides):
+    model = declare(tiny(overrides))
+    if model.causal and (model.position.cache_length or LENGTH) >= LENGTH:
+        check_cached_equals_full(overrides, PIECES["prefill, then one by one"])
+    else:
+        with pytest.raises(UserError, match="not exact"):
+            check_cached_equals_full(overrides, PIECES["prefill, then one by one"])
