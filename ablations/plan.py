@@ -100,7 +100,7 @@ def _row(arm: ArmCell, note: str, runs: Path, rate: float) -> Row:
     members = arm.planned(scores)
     missing = members - sum(member in records for member in needed)
     tokens = config.train.steps * config.train.batch_size * config.data.sequence_length
-    flops = accounting.train_flops_per_token(config, params)
+    flops = accounting.train_flops_per_token(config)
     known = [record.seconds for record in records.values() if record.seconds]
     seconds = sum(known) / len(known) if known else flops * tokens / rate + config.train.steps * STEP_OVERHEAD
     return Row(

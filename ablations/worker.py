@@ -165,7 +165,7 @@ class _Arm:
             diverged_at=summary.get("diverged_at"),
             parameters=sum(components.values()),
             components=components,
-            flops_per_token=accounting.train_flops_per_token(config, params),
+            flops_per_token=accounting.train_flops_per_token(config, self.program.vocab_size),
             tokens=train_rows[-1]["tokens"] if train_rows else 0,
             seconds=summary.get("training_seconds", 0.0),
             curve=store.thin([(r["tokens"], r["loss"]) for r in validation if not r.get("final")]),

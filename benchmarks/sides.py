@@ -100,7 +100,7 @@ class Ours:
         self.feed, self.corpus = make_feed("device", plan, tokens), jnp.asarray(tokens)
         self.program = Program(config, VOCAB_SIZE, np.ones(VOCAB_SIZE, np.int32))
         self.hyper, self.state = self.program.hyperparameters(config), self.program.init(seed=0)
-        self.flops_per_token = train_flops_per_token(config, self.state.params)
+        self.flops_per_token = train_flops_per_token(config)
         self.step, self.order = 0, random.Random(0)
 
     def facts(self) -> tuple[dict[str, np.ndarray], float]:

@@ -321,7 +321,7 @@ def test_microbatches_drop_differently():
     """Each microbatch gets a key of its own, made of the seed, the step and its index."""
 
     class Keys(Counting):
-        def _mean_loss(self, params, model_state, tokens, key):
+        def mean_loss(self, params, model_state, tokens, key):
             return jnp.sum(params["embedding"]["table"]), (jax.random.uniform(key), model_state)
 
     _, metrics = train(Keys({"train.accumulate": 2}), num_steps=2, dropout_seed=5)

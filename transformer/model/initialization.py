@@ -213,5 +213,11 @@ def initialize(params: nnx.State, config: Config, seed: int) -> dict[str, Any]:
     return nnx.to_pure_dict(jax.tree_util.tree_map_with_path(draw, params, is_leaf=_is_variable))
 
 
+def abstract(params: nnx.State, config: Config) -> dict[str, Any]:
+    """What `initialize` returns, as shapes: nothing is drawn, however large the model."""
+    dtype = jnp.dtype(config.numerics.param_dtype)
+    return nnx.to_pure_dict(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), params))
+
+
 def _is_variable(x: Any) -> bool:
     return isinstance(x, nnx.Variable)

@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from transformer.analysis import accounting, estimate
+from transformer.analysis import accounting, estimate, memory
 from transformer.config import config_hash, to_dict
 from transformer.data import dataset as datasets
 from transformer.data.batching import make_feed, make_plan
@@ -241,14 +241,14 @@ def _bounds(dataset: Dataset) -> str:
 def _costs(program: Program, config: Config, state: TrainState) -> str:
     counts = accounting.parameters_by_component(state.params)
     tokens = config.train.steps * config.train.batch_size * config.data.sequence_length
-    flops = accounting.train_flops_per_token(config, state.params) * tokens
+    flops = accounting.train_operations(program).products * tokens
     seconds = flops / estimate.achievable_flops_per_second()
-    memory = accounting.state_bytes(state) + accounting.activation_bytes(config, program.vocab_size)
+    needed = memory.state_bytes(state) + memory.activation_bytes(config, program.vocab_size)
     parts = ", ".join(f"{name} {count:,}" for name, count in sorted(counts.items(), key=lambda item: -item[1]))
     return (
         f"model: {sum(counts.values()):,} parameters ({parts})\n"
         f"plan: {config.train.steps:,} steps, {tokens / 1e6:.2f}M tokens, {flops:.2g} FLOPs; "
-        f"about {estimate.duration(seconds)} and {memory / 2**20:,.0f} MiB on this machine, plus start-up"
+        f"about {estimate.duration(seconds)} and {needed / 2**20:,.0f} MiB on this machine, plus start-up"
     )
 
 

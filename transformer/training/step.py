@@ -16,7 +16,7 @@ import optax
 from flax import nnx
 
 from transformer.model import declare, init_seed, split
-from transformer.model.initialization import initialize, path_name, roles
+from transformer.model.initialization import abstract, initialize, path_name, roles
 from transformer.schema import Config
 from transformer.training.objectives import OBJECTIVES
 from transformer.training.optimizer import Hyperparameters, Optimizer
@@ -81,7 +81,15 @@ class Program:
     @functools.cached_property
     def abstract_state(self) -> TrainState:
         """Shapes and dtypes of the state."""
-        return jax.eval_shape(lambda: self.init(0))
+        params = abstract(self.declared, self.config)
+        model_state = jax.eval_shape(lambda: jax.tree.map(jnp.array, nnx.to_pure_dict(self.declared_state)))
+        return TrainState(params, model_state, jax.eval_shape(self.optimizer.init, params))
+
+    @property
+    def abstract_batch(self) -> jax.ShapeDtypeStruct:
+        """Shape and dtype of what `train_step` is given."""
+        shape = (self.config.train.batch_size, self.config.data.sequence_length + 1)
+        return jax.ShapeDtypeStruct(shape, jnp.int32)
 
     def model(self, state: TrainState) -> nnx.Module:
         """The model as a module."""
@@ -138,7 +146,7 @@ class Program:
 
         def part(model_state: Any, index_and_tokens: tuple[jax.Array, jax.Array]) -> tuple[Any, Any]:
             index, piece = index_and_tokens
-            loss_of = jax.value_and_grad(self._mean_loss, has_aux=True)
+            loss_of = jax.value_and_grad(self.mean_loss, has_aux=True)
             (_, (nll, model_state)), grads = loss_of(state.params, model_state, piece, jax.random.fold_in(key, index))
             return model_state, (nll, grads)
 
@@ -156,7 +164,7 @@ class Program:
         }
         return TrainState(params, model_state, optimizer), metrics
 
-    def _mean_loss(self, params: Any, model_state: Any, tokens: jax.Array, key: jax.Array) -> tuple[jax.Array, Any]:
+    def mean_loss(self, params: Any, model_state: Any, tokens: jax.Array, key: jax.Array) -> tuple[jax.Array, Any]:
         """Mean smoothed loss, with (mean nll, new model state) beside it."""
         model = nnx.merge(self.structure, params, model_state)
         losses = self.losses(model, tokens, key, train=True)
