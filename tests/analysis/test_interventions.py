@@ -11,7 +11,7 @@ from tests.tiny import LENGTH, tiny, tokens
 from transformer.analysis.interventions import costs, given, head_costs, mean, resample, within, zero
 from transformer.analysis.lenses import logit_lens, residual_writes
 from transformer.model import build
-from transformer.model.taps import capture, replace
+from transformer.model.taps import capture
 
 WINDOW = tokens(4, LENGTH + 1)
 X = jnp.asarray(np.random.default_rng(1).normal(size=(4, 3, 5)), jnp.float32)
