@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from transformer.data.dataset import Dataset
+from transformer.data.batching import Dataset
 from transformer.registry import Registry
 from transformer.schema import Config
 from transformer.training.objectives import cross_entropy

@@ -131,12 +131,11 @@ class _Arm:
         return tuple(read_json(path / REGISTERED))
 
     def _run(self, member: Member, path: Path) -> Any:
-        from transformer.data import dataset as datasets
-        from transformer.training.run import make_program, train
+        from transformer.training.run import load_dataset, make_program, train
 
         config = member.config(self.job.cell.config)
         if self.program is None:
-            self.dataset = datasets.load(config.data)
+            self.dataset = load_dataset(config)
             self.program = make_program(config, self.dataset)
         return train(
             config,

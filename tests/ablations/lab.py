@@ -16,12 +16,10 @@ from ablations import store
 from ablations.cells import ArmCell, Member, cells
 from ablations.schema import Ablation, Arm, Contrast, Profile
 from ablations.store import Record
-from transformer.data import dataset as datasets
-from transformer.data.batching import make_feed, make_plan
 from transformer.model import data_seed, init_seed
 from transformer.schema import Config
 from transformer.training.evaluation import evaluate
-from transformer.training.run import make_program
+from transformer.training.run import load_dataset, make_program
 
 VOCABULARY = "the a of attention norm residual mask token head layer is not what learns reads writes and then"
 WORDS = VOCABULARY.split()
@@ -113,22 +111,21 @@ def fill(runs: Path, cell: ArmCell, loss: Callable[[Member], float | None], **ch
 
 @functools.cache
 def _compiled(config: Config) -> tuple[Any, Any]:
-    dataset = datasets.load(config.data)
+    dataset = load_dataset(config)
     return make_program(config, dataset), dataset
 
 
 def quick_run(cell: ArmCell, member: Member) -> float:
     """The final validation loss of a member, from the compiled steps alone: what `train` adds are files."""
     program, dataset = _compiled(cell.config)
-    config, tokens = member.config(cell.config), dataset.splits["train"]
-    plan = make_plan(config.data, len(tokens), config.train.batch_size, data_seed(config))
-    feed, size = make_feed(config.data.feed, plan, tokens), program.max_steps_per_call
-    corpus = jnp.asarray(np.asarray(tokens)) if feed.resident else None
+    config, size = member.config(cell.config), program.max_steps_per_call
+    feed = dataset.feed(config.data, config.train.batch_size, data_seed(config))
+    resident = jnp.asarray(np.asarray(feed.resident))
     state, hyper = program.init(init_seed(config)), program.hyperparameters(config)
     for step in range(0, config.train.steps, size):
         chunk, count = feed.chunk(step, size), jnp.int32(min(size, config.train.steps - step))
-        state, _ = program.train_steps(state, corpus, chunk, jnp.int32(step), count, hyper)
-    return evaluate(program, state, dataset.splits["validation"])["loss"]
+        state, _ = program.train_steps(state, resident, chunk, jnp.int32(step), count, hyper)
+    return evaluate(program, state, dataset, "validation")["loss"]
 
 
 def without_clock(data: Mapping[str, Any]) -> dict[str, Any]:

@@ -180,7 +180,7 @@ def test_every_variant_costs_what_the_compiler_counts(overrides):
     program = accounting.make_program(sized(**overrides))
 
     def forward(state, batch):
-        return program.losses(program.model(state), batch, None, train=False).nll_BT
+        return program.objective.losses(program.model(state), batch, None, train=False).nll_BT
 
     arguments = (program.abstract_state, program.abstract_batch)
     ours = count(forward, *arguments)

@@ -10,7 +10,17 @@ import pytest
 
 from tests.data.helpers import section
 from transformer.data import batching
-from transformer.data.batching import FEEDS, SAMPLINGS, evaluation_batches, make_feed, make_plan
+from transformer.data.batch import Batch, Layout
+from transformer.data.batching import (
+    FEEDS,
+    SAMPLINGS,
+    KeyFeed,
+    evaluation_batches,
+    evaluation_rows,
+    make_feed,
+    make_plan,
+    read_windows,
+)
 from transformer.errors import DataError
 
 
@@ -110,8 +120,8 @@ def test_device_and_grain_feeds_stand_for_the_same_batches(sampling):
     plan = plan_for(sampling)
     device = make_feed("device", plan, tokens)
     grain = make_feed("grain", plan_for(sampling), tokens)
-    assert device.resident
-    assert not grain.resident
+    assert device.resident is tokens
+    assert grain.resident is None
     # On and on, an epoch's border (step 19 and 20), a jump ahead, a jump back, the same again.
     for first, count in [(0, 5), (5, 3), (8, 1), (18, 5), (500, 2), (3, 4), (3, 4)]:
         starts = device.chunk(first, count)
@@ -123,9 +133,9 @@ def test_device_and_grain_feeds_stand_for_the_same_batches(sampling):
 
 def test_auto_keeps_small_corpora_on_the_device(monkeypatch):
     tokens = np.zeros(5000, np.uint16)
-    assert make_feed("auto", plan_for("epochs"), tokens).resident
+    assert make_feed("auto", plan_for("epochs"), tokens).resident is tokens
     monkeypatch.setattr(batching, "RESIDENT_BYTES", 10_000)
-    assert not make_feed("auto", plan_for("epochs"), tokens).resident
+    assert make_feed("auto", plan_for("epochs"), tokens).resident is None
     assert set(FEEDS) == {"auto", "device", "grain"}
 
 
@@ -143,27 +153,75 @@ def test_device_feed_refuses_what_it_cannot_index():
 @pytest.mark.parametrize("batch", [1, 3])
 def test_every_token_but_the_first_is_predicted_exactly_once(num_tokens, max_tokens, batch):
     tokens = np.arange(1, num_tokens + 1, dtype=np.uint16)  # so that a token says where it stands
-    batches = list(evaluation_batches(tokens, 8, batch, max_tokens))
+    batches = list(evaluation_batches(tokens, Layout(8), batch, max_tokens))
     predicted = min(num_tokens - 1, max_tokens or num_tokens)
     targets = []
-    for windows, weights in batches:
+    for found in batches:
+        windows, weights = found.tokens_BL, found.weights_BL
         assert (windows.dtype, windows.shape) == (np.int32, (batch, 9))
-        assert (weights.dtype, weights.shape) == (np.float32, (batch, 8))
-        counted = weights == 1
-        assert (weights[~counted] == 0).all()
+        assert (weights.dtype, weights.shape) == (np.float32, (batch, 9))
+        assert found.segments_BL is None
+        assert not weights[:, 0].any()
+        counted = weights[:, 1:] == 1
+        assert (weights[:, 1:][~counted] == 0).all()
         assert np.array_equal(windows[:, :-1][counted] + 1, windows[:, 1:][counted])
         targets.extend(windows[:, 1:][counted].tolist())
     assert targets == list(range(2, predicted + 2))
     assert len(batches) == -(-predicted // (8 * batch))
-    assert sum(float(weights.sum()) for _, weights in batches) == predicted
+    assert sum(float(found.weights_BL.sum()) for found in batches) == predicted
 
 
 def test_the_fixed_subset_fills_whole_windows():
     tokens = np.zeros(100_000, np.uint16)
-    batches = list(evaluation_batches(tokens, 256, 32, max_tokens=32_768))
+    batches = list(evaluation_batches(tokens, Layout(256), 32, max_tokens=32_768))
     assert len(batches) == 4
-    assert all(weights.all() for _, weights in batches)
+    assert all(found.weights_BL[:, 1:].all() for found in batches)
 
 
 def test_one_token_predicts_nothing():
-    assert list(evaluation_batches(np.zeros(1, np.uint8), 8, 2)) == []
+    assert list(evaluation_batches(np.zeros(1, np.uint8), Layout(8), 2)) == []
+
+
+@pytest.mark.parametrize("num_tokens", [1, 9, 64, 65])
+def test_without_overlap_every_token_is_a_target_and_padding_is_told_apart(num_tokens):
+    tokens = np.arange(1, num_tokens + 1, dtype=np.uint16)
+    layout = Layout(8, overlap=0, marks_padding=True)
+    batches = list(evaluation_batches(tokens, layout, 3))
+    targets = np.concatenate([found.tokens_BL[found.weights_BL == 1] for found in batches])
+    assert targets.tolist() == tokens.tolist()
+    assert all(np.array_equal(found.segments_BL, found.weights_BL) for found in batches)
+    assert all(found.tokens_BL.shape == (3, 8) for found in batches)
+
+
+# --- Documents in one window -------------------------------------------------------------------------------
+
+
+def test_packed_windows_number_their_documents():
+    tokens = np.array([5, 6, 9, 7, 9, 9, 8, 4, 5, 9, 1], np.uint8)
+    layout = Layout(5, packed=True)
+    batch = read_windows(layout, eos=9)(tokens, np.array([0, 4], np.int32))
+    assert batch.tokens_BL.tolist() == [[5, 6, 9, 7, 9, 9], [9, 9, 8, 4, 5, 9]]
+    assert batch.segments_BL.tolist() == [[1, 1, 1, 2, 2, 3], [1, 2, 3, 3, 3, 3]]
+    assert read_windows(Layout(5), eos=9)(tokens, np.array([0], np.int32)).segments_BL is None
+    (found,) = evaluation_batches(tokens, layout, 3, eos=9)
+    assert found.segments_BL.tolist() == [[1, 1, 1, 2, 2, 3], [1, 2, 2, 2, 2, 3], [1, 0, 0, 0, 0, 0]]
+
+
+# --- Rows and keys -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("max_rows", [None, 3, 7])
+def test_every_row_is_evaluated_once(max_rows):
+    rows = Batch(np.arange(14, dtype=np.uint8).reshape(7, 2), labels=np.arange(7))
+    batches = list(evaluation_rows(rows, 4, max_rows))
+    assert all(found.tokens_BL.shape == (4, 2) for found in batches)
+    counted = [
+        int(label) for found in batches for label, w in zip(found.labels, found.weights_BL, strict=True) if w.all()
+    ]
+    assert counted == list(range(max_rows or 7))
+    assert sum(float(found.weights_BL.sum()) for found in batches) == 2 * (max_rows or 7)
+
+
+def test_generated_batches_are_keyed_by_seed_and_step():
+    rows = KeyFeed(2**32 + 5).chunk(7, 3)
+    assert (rows.dtype, rows.tolist()) == (np.uint32, [[5, 7], [5, 8], [5, 9]])

@@ -11,7 +11,8 @@ import pytest
 from rich.console import Console
 
 from tests.tiny import LENGTH, VOCAB, tiny, tokens
-from transformer.data.dataset import Dataset
+from transformer.data.batch import Layout
+from transformer.data.dataset import Text
 from transformer.data.vocabularies import Bytes
 from transformer.errors import ConfigError, UserError
 from transformer.inference.checks import CHECKS, Subject
@@ -121,7 +122,9 @@ def subject(overrides: dict | None = None) -> Subject:
     text = vocabulary.encode("123" * 40)
     run = LoadedRun(program.model(state), config, vocabulary, program, state, step=0)
     return Subject(
-        run, Dataset({"train": text, "validation": text[:101]}, vocabulary, "f" * 12, "x", "x"), "validation"
+        run,
+        Text({"train": text, "validation": text[:101]}, vocabulary, "f" * 12, "x", "x", Layout(LENGTH)),
+        "validation",
     )
 
 

@@ -11,6 +11,7 @@ import pytest
 from flax import nnx
 
 from tests.tiny import BATCH, LENGTH, VOCAB, tiny, tokens
+from transformer.data.batch import Batch
 from transformer.errors import ConfigError, UserError
 from transformer.model import build
 from transformer.model.context import Context
@@ -215,13 +216,13 @@ def test_training_carries_running_statistics():
 def test_evaluation_uses_and_keeps_running_statistics():
     made = program()
     state = run(made, 3)
-    window, weights = tokens(BATCH, LENGTH + 1), np.ones((BATCH, LENGTH), np.float32)
-    nll = made.evaluate(state, window, weights).nll_T
-    np.testing.assert_array_equal(made.evaluate(state, window, weights).nll_T, nll)
-    alone = sum(made.evaluate(state, window[i : i + 1], weights[:1]).nll_T for i in range(BATCH))
+    batch = Batch(tokens(BATCH, LENGTH + 1))
+    nll = made.evaluate(state, batch).nll_T
+    np.testing.assert_array_equal(made.evaluate(state, batch).nll_T, nll)
+    alone = sum(made.evaluate(state, batch.take(slice(i, i + 1))).nll_T for i in range(BATCH))
     np.testing.assert_allclose(alone, nll, rtol=1e-5)  # no row depends on another
     other = state._replace(model_state=jax.tree.map(lambda x: x + 1, state.model_state))
-    assert not np.allclose(made.evaluate(other, window, weights).nll_T, nll)
+    assert not np.allclose(made.evaluate(other, batch).nll_T, nll)
 
 
 def test_a_microbatch_has_statistics_of_its_own():

@@ -8,6 +8,7 @@ import optax
 import pytest
 
 from tests.tiny import VOCAB, tiny, tokens
+from transformer.data.batch import Batch
 from transformer.model import FAMILIES, build
 from transformer.training.objectives import OBJECTIVE_OF_FAMILY, OBJECTIVES, cross_entropy
 
@@ -62,7 +63,7 @@ def test_huge_logits_stay_finite_and_losses_are_float32():
 def check_next_token(objective) -> None:
     """The loss at t is that of token t + 1, given tokens 0..t alone."""
     model, window = build(tiny()), tokens(2, 9)
-    losses = objective(model, window, None, train=False)
+    losses = objective.losses(model, Batch(window), None, train=False)
     np.testing.assert_array_equal(losses.targets_BT, window[:, 1:])
     for t in (0, 3, 7):
         prefix = log_softmax(np.asarray(model(window[:, : t + 1])))[:, -1]
@@ -78,11 +79,12 @@ def test_each_token_is_predicted_from_those_before_it(kind):
 def test_the_check_notices_a_shift():
     real = OBJECTIVES.build("clm", tiny())
 
-    def shifted(model, window, key, train):
-        return real(model, np.roll(window, 1, axis=1), key, train)
+    class Shifted(type(real)):
+        def losses(self, model, batch, key, train):
+            return super().losses(model, batch.replace(tokens_BL=np.roll(batch.tokens_BL, 1, axis=1)), key, train)
 
     with pytest.raises(AssertionError):
-        check_next_token(shifted)
+        check_next_token(Shifted(tiny()))
 
 
 def test_every_family_has_an_objective():

@@ -13,8 +13,11 @@ import numpy as np
 import pytest
 
 from tests.tiny import BATCH, LENGTH, VOCAB, named, tiny
+from transformer.data.batch import Batch
+from transformer.data.batching import windows
+from transformer.training import step as step_module
 from transformer.training.schedules import unit_schedule
-from transformer.training.step import METRICS, Program, TrainState, flat_state, unflat_state, windows
+from transformer.training.step import METRICS, Program, TrainState, flat_state, unflat_state
 
 STREAM_FILE = Path(__file__).resolve().parents[1] / "data" / "stream.bin"
 STREAM = np.fromfile(STREAM_FILE, np.uint8)
@@ -234,7 +237,7 @@ def test_hyperparameters_come_from_the_members_config():
     hyper = Program.hyperparameters(
         tiny({"optimizer.learning_rate": 0.5, "optimizer.weight_decay": 0.25, "seed": 3, "init_seed": 2**32 + 9})
     )
-    assert [float(x) for x in hyper] == [0.5, 0.25, 9.0]
+    assert [float(x) for x in hyper] == [0.5, 0.25, 9.0, 3.0]
 
 
 def test_a_learning_rate_that_is_no_number_shows_in_the_next_loss(program):
@@ -294,6 +297,37 @@ def test_the_check_notices_a_lost_microbatch(accumulating, trained):
         check_same_training(metrics, state, trained)
 
 
+class Weighted(Counting):
+    """The microbatches of a step have different numbers of targets."""
+
+    weights = np.array([1, 1, 0, 1])[:, None] * (np.arange(LENGTH + 1) % np.array([1, 3, 1, 4])[:, None] == 0)
+
+    def train_step(self, state, batch, step, hyper):
+        weights = jnp.asarray(self.weights, jnp.float32)
+        return super().train_step(state, batch.replace(weights_BL=weights), step, hyper)
+
+
+@pytest.fixture(scope="module")
+def weighted() -> tuple[TrainState, dict[str, np.ndarray]]:
+    return train(Weighted())
+
+
+def test_microbatches_weigh_as_much_as_their_targets(weighted):
+    state, metrics = train(Weighted({"train.accumulate": 2}))
+    check_same_training(metrics, state, weighted)
+
+
+def test_the_check_notices_a_mean_of_means(weighted, monkeypatch):
+    monkeypatch.setattr(
+        step_module,
+        "_mean_of_parts",
+        lambda losses, weights, grads: (losses.mean(), jax.tree.map(lambda g: g.mean(axis=0), grads)),
+    )
+    state, metrics = train(Weighted({"train.accumulate": 2}))
+    with pytest.raises(AssertionError):
+        check_same_training(metrics, state, weighted)
+
+
 # --- Dropout and smoothing ---------------------------------------------------------------------------------------
 
 
@@ -321,8 +355,8 @@ def test_microbatches_drop_differently():
     """Each microbatch gets a key of its own, made of the seed, the step and its index."""
 
     class Keys(Counting):
-        def mean_loss(self, params, model_state, tokens, key):
-            return jnp.sum(params["embedding"]["table"]), (jax.random.uniform(key), model_state)
+        def mean_loss(self, params, model_state, batch, key):
+            return jnp.sum(params["embedding"]["table"]), (jax.random.uniform(key), None, model_state)
 
     _, metrics = train(Keys({"train.accumulate": 2}), num_steps=2, dropout_seed=5)
     for step, loss in enumerate(metrics["loss"]):
@@ -334,7 +368,12 @@ def test_microbatches_drop_differently():
 
 def evaluated(program: Program, state: TrainState, weights: np.ndarray | None = None) -> Any:
     batch = np.stack([STREAM[s : s + LENGTH + 1] for s in starts(50)]).astype(np.int32)
-    return program.evaluate(state, batch, np.ones((BATCH, LENGTH), np.float32) if weights is None else weights)
+    return program.evaluate(state, Batch(batch)) if weights is None else evaluated_batch(program, state, batch, weights)
+
+
+def evaluated_batch(program: Program, state: TrainState, batch: np.ndarray, weights: np.ndarray) -> Any:
+    """With weights [B, T] of the targets, in front of which stands a token that is only read."""
+    return program.evaluate(state, Batch(batch, weights_BL=np.pad(weights, ((0, 0), (1, 0)))))
 
 
 def test_evaluation_has_no_dropout_and_no_smoothing(program, dropping):
@@ -376,6 +415,22 @@ def test_evaluation_counts_each_weighted_token_once(program):
         check_evaluation(program, weights, padded)
 
 
+def test_evaluation_counts_right_targets_and_right_rows(program):
+    state = program.init(0)
+    batch = np.stack([STREAM[s : s + LENGTH + 1] for s in starts(50)]).astype(np.int32)
+    predicted = np.asarray(program.model(state)(batch[:, :-1])).argmax(-1)
+    batch[0, 1:] = np.asarray(program.model(state)(batch[:1, :-1])).argmax(-1)[0]  # right but for what follows from it
+    weights = np.ones((BATCH, LENGTH), np.float32)
+    weights[0, 1:], weights[1], weights[2] = 0, predicted[1] == batch[1, 1:], 0
+    weights[1, 0] = 2.5 * (predicted[1, 0] == batch[1, 1])
+    sums = evaluated_batch(program, state, batch, weights)
+    right = np.asarray(program.model(state)(batch[:, :-1])).argmax(-1) == batch[:, 1:]
+    np.testing.assert_allclose(sums.correct_T, (right * weights).sum(0))
+    has_targets = weights.any(1)
+    assert int(sums.rows) == has_targets.sum()
+    assert int(sums.exact) == (has_targets & (right | (weights == 0)).all(1)).sum() >= 1
+
+
 # --- Number formats ----------------------------------------------------------------------------------------------
 
 
@@ -398,10 +453,9 @@ def test_the_step_asks_for_the_configured_precision(precision):
     made = Counting({"numerics.matmul_precision": precision})
     hyper, batch = made.hyperparameters(made.config), np.zeros((BATCH, LENGTH + 1), np.int32)
     arguments = (made.init(0), jnp.asarray(STREAM), chunk(0, 1), jnp.int32(0), jnp.int32(1), hyper)
-    weights = np.ones((BATCH, LENGTH), np.float32)
     for text in (
         made.train_steps.lower(*arguments).as_text(),
-        made.evaluate.lower(made.init(0), batch, weights).as_text(),
+        made.evaluate.lower(made.init(0), Batch(batch)).as_text(),
     ):
         products = [line for line in text.splitlines() if "dot_general" in line]
         assert products and all(f"precision = [{precision.upper()}, {precision.upper()}]" in x for x in products)

@@ -42,9 +42,9 @@ def forward_operations(program: Program) -> Operations:
     """Operations per token of the forward pass and its loss, traced (see `flops`)."""
 
     def forward(state: Any, batch: Any) -> Any:
-        return program.losses(program.model(state), batch, None, train=False)
+        return program.objective.losses(program.model(state), batch, None, train=False)
 
-    return flops.count(forward, program.abstract_state, program.abstract_batch) / _tokens(program)
+    return flops.count(forward, program.abstract_state, program.abstract_prepared) / _tokens(program)
 
 
 def train_operations(program: Program) -> Operations:

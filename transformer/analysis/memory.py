@@ -123,7 +123,7 @@ def saved_bytes(program: Program) -> int:
     """
     parts = program.config.train.accumulate
     batch = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct((x.shape[0] // parts, *x.shape[1:]), x.dtype), program.abstract_batch
+        lambda x: jax.ShapeDtypeStruct((x.shape[0] // parts, *x.shape[1:]), x.dtype), program.abstract_prepared
     )
     state = program.abstract_state
 

@@ -41,6 +41,13 @@ class Batch:
         """The rows an index or slice picks, of every part."""
         return jax.tree.map(lambda x: x[rows], self)
 
+    def padding(self) -> tuple[jax.Array, jax.Array]:
+        """(padding, all positions) of the rows and of their sources."""
+        parts = ((self.tokens_BL, self.segments_BL), (self.source_BS, self.source_segments_BS))
+        positions = sum(tokens.size for tokens, _ in parts if tokens is not None)
+        padding = sum((segments == 0).sum() for _, segments in parts if segments is not None)
+        return jnp.asarray(padding), jnp.asarray(positions)
+
     def replace(self, **parts: Any) -> Batch:
         """The batch with other parts."""
         return dataclasses.replace(self, **parts)
@@ -50,6 +57,52 @@ class Batch:
         if self.weights_BL is not None or self.segments_BL is None:
             return self.weights_BL
         return (self.segments_BL != 0).astype(jnp.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How the rows of a batch are filled, as the objective and the family want them.
+
+    Attributes:
+      length: L, tokens per row that are read or predicted.
+      source_length: S, tokens per row of the encoder's side; 0: there is none.
+      overlap: tokens a window holds beyond `length`, which the next window holds too: 1 where the last token is only
+        predicted, never read.
+      marks_padding: whether rows of text carry segments even where no padding stands between real tokens, because a
+        token would see the padding behind it.
+      pairs: what becomes of an example's source: `joined` with the target in one row, or `separate`.
+      lead: special token in front of every row of an example, or "".
+      specials: special tokens the objective needs, beside those of the data.
+      labels: whether a `row` or each `token` has a label; "" for neither.
+      packed: several documents or examples share a row, told apart by segments.
+    """
+
+    length: int
+    source_length: int = 0
+    overlap: int = 1
+    marks_padding: bool = False
+    pairs: str = "joined"
+    lead: str = ""
+    specials: tuple[str, ...] = ()
+    labels: str = ""
+    packed: bool = False
+
+    @property
+    def positions(self) -> int:
+        """Tokens one row feeds to the model, padding included."""
+        return self.length + self.source_length
+
+    def abstract_batch(self, rows: int) -> Batch:
+        """Shapes and dtypes of a batch without padding."""
+
+        def array(*shape: int) -> Any:
+            return jax.ShapeDtypeStruct(shape, jnp.int32)
+
+        tokens_BL = array(rows, self.length + self.overlap)
+        labels = {"": None, "row": array(rows), "token": tokens_BL}[self.labels]
+        return Batch(
+            tokens_BL, source_BS=array(rows, self.source_length) if self.source_length else None, labels=labels
+        )
 
 
 def positions_in_segments(segments_BL: jax.Array) -> jax.Array:

@@ -6,17 +6,23 @@ The data state of a run is therefore one integer, its step: resuming, skipping a
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
+from transformer.data.batch import Batch, Layout
+from transformer.data.vocabularies import Vocabulary
 from transformer.errors import DataError
 from transformer.registry import Registry
 from transformer.schema import Data
 
 SAMPLINGS = Registry("data.sampling")
 FEEDS = Registry("data.feed")
+
+Read = Callable[[Any, jax.Array], Batch]  # (resident arrays, one row of a chunk) -> batch, inside the step
 
 RESIDENT_BYTES = 1 << 30  # feed=auto keeps training tokens below this on the device
 
@@ -121,17 +127,19 @@ class Feed(abc.ABC):
     """Batches of consecutive steps; every feed of one plan stands for the same numbers.
 
     Attributes:
-      resident: True where the tokens live on the device and `chunk` only says where windows start.
+      resident: arrays kept on the device, from which `chunk` only picks; None where `chunk` holds the batches.
     """
 
-    resident: bool
+    resident: Any = None
 
     @abc.abstractmethod
     def chunk(self, first_step: int, num_steps: int) -> np.ndarray:
-        """Steps `first_step ... first_step + num_steps - 1`.
+        """Steps `first_step ... first_step + num_steps - 1`, one row each: what the dataset's `read` needs beside the
+        resident arrays to make the batch of a step.
 
         Returns:
-          int32 starts [num_steps, B] if `resident`, else int32 tokens [num_steps, B, L + 1].
+          For windows of text int32 starts [num_steps, B] where the tokens are resident, else int32 tokens
+          [num_steps, B, L + 1]; for examples indices [num_steps, B]; for tasks uint32 (seed, step) [num_steps, 2].
         """
 
 
@@ -139,24 +147,45 @@ class Feed(abc.ABC):
 class DeviceFeed(Feed):
     """Starts of windows only; the step gathers them from the tokens kept on the device."""
 
-    resident = True
-
     def __init__(self, plan: Plan, tokens: np.ndarray):
         if len(tokens) >= 2**31:
             raise DataError(
                 f"data.feed=device indexes tokens with 32 bits, but the corpus has {len(tokens)}; use data.feed=grain."
             )
-        self._plan = plan
+        self._plan, self.resident = plan, tokens
 
     def chunk(self, first_step: int, num_steps: int) -> np.ndarray:
         return np.stack([self._plan.starts(first_step + i) for i in range(num_steps)])
 
 
+class RowFeed(Feed):
+    """Indices of rows; the step picks them from arrays kept on the device.
+
+    Args:
+      plan: the order of rows, as windows of one token each.
+      rows: a batch of all of them.
+    """
+
+    def __init__(self, plan: Plan, rows: Batch):
+        self._plan, self.resident = plan, rows
+
+    def chunk(self, first_step: int, num_steps: int) -> np.ndarray:
+        return np.stack([self._plan.starts(first_step + i) for i in range(num_steps)])
+
+
+class KeyFeed(Feed):
+    """Seed and step alone: the batch is drawn on the device."""
+
+    def __init__(self, seed: int):
+        self._seed = seed % 2**32
+
+    def chunk(self, first_step: int, num_steps: int) -> np.ndarray:
+        return np.array([(self._seed, first_step + i) for i in range(num_steps)], np.uint32)
+
+
 @FEEDS.register("grain")
 class GrainFeed(Feed):
     """Windows cut on the host by Grain, a whole batch per element, one thread ahead of the training loop."""
-
-    resident = False
 
     def __init__(self, plan: Plan, tokens: np.ndarray):
         import grain
@@ -209,31 +238,139 @@ def make_feed(kind: str, plan: Plan, tokens: np.ndarray) -> Feed:
     return FEEDS.build(kind, plan, tokens)
 
 
+# --- What a run draws from -------------------------------------------------------------------------------
+
+
+class Dataset(abc.ABC):
+    """Batches of one corpus or task: of text, of examples, or generated.
+
+    Attributes:
+      vocabulary: what the tokens mean, special tokens included.
+      fingerprint: 12 hex digits; two runs saw the same data exactly if their fingerprints agree.
+      name: name of the corpus or task.
+      description: one line for the log.
+      layout: how rows are filled.
+      splits: split -> what it holds; train and validation always exist.
+    """
+
+    vocabulary: Vocabulary
+    fingerprint: str
+    name: str
+    description: str
+    layout: Layout
+    splits: Mapping[str, Any]
+
+    @abc.abstractmethod
+    def bounds(self, split: str) -> dict[str, float]:
+        """Marks beside a learning curve, nats per target: what simple predictors of this split score."""
+
+    @abc.abstractmethod
+    def feed(self, section: Data, batch_size: int, seed: int) -> Feed:
+        """The training batches of one seed."""
+
+    @abc.abstractmethod
+    def read(self) -> Read:
+        """How a step makes its batch from what the feed gives."""
+
+    @abc.abstractmethod
+    def batches(self, split: str, batch_size: int, max_tokens: int | None = None) -> Iterator[Batch]:
+        """The evaluation batches of a split, the same for every run; about `max_tokens` tokens, or all of it."""
+
+    @property
+    def tokens_per_byte(self) -> float | None:
+        """Training tokens per byte of text; None where losses have no meaning per byte."""
+        return None
+
+    @property
+    def pad_share(self) -> float:
+        """Share of the training positions that is padding."""
+        return 0.0
+
+
+# --- On the device ---------------------------------------------------------------------------------------
+
+
+def windows(tokens: jax.Array, starts: jax.Array, length: int) -> jax.Array:
+    """tokens [N], starts [B] -> [B, length]."""
+    return jax.vmap(lambda start: jax.lax.dynamic_slice(tokens, (start,), (length,)))(starts)
+
+
+def read_windows(layout: Layout, eos: int | None = None) -> Read:
+    """Cuts windows of text.
+
+    Args:
+      eos: id between two documents; with `layout.packed` documents become segments.
+    """
+
+    def read(resident: jax.Array | None, row: jax.Array) -> Batch:
+        length = layout.length + layout.overlap
+        tokens_BL = row[:, :length] if resident is None else windows(resident, row, length)
+        return text_batch(tokens_BL.astype(jnp.int32), layout, eos)
+
+    return read
+
+
+def text_batch(tokens_BL: jax.Array, layout: Layout, eos: int | None) -> Batch:
+    """Windows as a batch: documents told apart if they are to be, an `eos` belonging to the document it ends."""
+    if not layout.packed or eos is None:
+        return Batch(tokens_BL)
+    ends_BL = (tokens_BL == eos).astype(jnp.int32)
+    return Batch(tokens_BL, segments_BL=1 + jnp.cumsum(ends_BL, axis=1) - ends_BL)
+
+
+def read_rows(resident: Batch, row: jax.Array) -> Batch:
+    """Picks rows by index [B]; the arrays may be kept in a smaller type."""
+    return jax.tree.map(lambda x: x.astype(x.dtype if x.dtype == jnp.float32 else jnp.int32), resident.take(row))
+
+
 # --- Evaluation ----------------------------------------------------------------------------------------
 
 
 def evaluation_batches(
-    tokens: np.ndarray, sequence_length: int, batch_size: int, max_tokens: int | None = None
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Consecutive windows that predict every token but the first exactly once.
+    tokens: np.ndarray, layout: Layout, batch_size: int, max_tokens: int | None = None, eos: int | None = None
+) -> Iterator[Batch]:
+    """Consecutive windows that predict every token exactly once; with `overlap` every token but the first.
 
-    Neighbouring windows share one token: the last target of one is the first input of the next. The last
-    batch is padded with token 0 and weight 0, so all batches have one shape.
+    With `overlap` neighbouring windows share one token: the last target of one is the first input of the next. The
+    last batch is padded with token 0 and weight 0, so all batches have one shape.
 
     Args:
       tokens: unsigned integers [number of tokens].
-      sequence_length: L.
       batch_size: B.
       max_tokens: predict only the first so many tokens; None: all.
+      eos: as for `read_windows`.
 
     Yields:
-      (tokens int32 [B, L + 1], weights float32 [B, L]): weights[b, t] is 1 where tokens[b, t + 1] counts.
+      Batches with weights: weights_BL[b, l] is 1 where tokens_BL[b, l] is predicted.
     """
-    covered = len(tokens) if max_tokens is None else min(len(tokens), max_tokens + 1)
-    window = np.arange(sequence_length + 1)
-    stride = sequence_length * batch_size
-    for first in range(0, covered - 1, stride):
-        places = first + np.arange(batch_size)[:, None] * sequence_length + window
+    overlap = layout.overlap
+    covered = len(tokens) if max_tokens is None else min(len(tokens), max_tokens + overlap)
+    window = np.arange(layout.length + overlap)
+    stride = layout.length * batch_size
+    for first in range(0, covered - overlap, stride):
+        places = first + np.arange(batch_size)[:, None] * layout.length + window
         inside = places < covered
-        batch = np.where(inside, tokens[np.minimum(places, covered - 1)], 0).astype(np.int32)
-        yield batch, inside[:, 1:].astype(np.float32)
+        tokens_BL = np.where(inside, tokens[np.minimum(places, covered - 1)], 0).astype(np.int32)
+        weights_BL = inside.astype(np.float32)
+        weights_BL[:, :overlap] = 0
+        batch = text_batch(jnp.asarray(tokens_BL), layout, eos)
+        if layout.marks_padding or batch.segments_BL is not None:
+            segments_BL = np.ones_like(tokens_BL) if batch.segments_BL is None else np.asarray(batch.segments_BL)
+            batch = batch.replace(segments_BL=np.where(inside, segments_BL, 0).astype(np.int32))
+        yield batch.replace(tokens_BL=tokens_BL, weights_BL=weights_BL)
+
+
+def evaluation_rows(rows: Batch, batch_size: int, max_rows: int | None = None) -> Iterator[Batch]:
+    """All rows in order, as batches of one shape: the last is filled up with rows that weigh nothing.
+
+    Yields:
+      Batches with weights.
+    """
+    count = rows.rows if max_rows is None else min(rows.rows, max_rows)
+    for first in range(0, count, batch_size):
+        places = first + np.arange(batch_size)
+        inside = places < count
+        batch = read_rows(rows, jnp.asarray(np.minimum(places, count - 1)))
+        weights_BL = batch.target_weights()
+        counted_BL = np.ones(batch.tokens_BL.shape, np.float32) if weights_BL is None else np.asarray(weights_BL)
+        yield batch.replace(weights_BL=counted_BL * inside[:, None].astype(np.float32))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import io
 import json
@@ -10,13 +11,23 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from transformer.data import bounds
+from transformer.data.batch import Batch, Layout
+from transformer.data.batching import (
+    Dataset,
+    Feed,
+    Read,
+    evaluation_batches,
+    make_feed,
+    make_plan,
+    read_windows,
+)
 from transformer.data.corpora import SOURCES, SPLITS, Corpus
 from transformer.data.vocabularies import VOCABULARIES, Vocabulary, make_vocabulary, vocabulary_identity
 from transformer.errors import DataError
@@ -24,20 +35,17 @@ from transformer.platform import cache_root
 from transformer.schema import Data
 
 _FORMAT = 1  # raise it whenever the same corpus would give other tokens or another layout on disk
+_UNSPECIFIED = Layout(0)  # of tokens just read; `load` puts in the real one
 _HASHED_ON_LOAD = 1 << 28  # bytes; up to here (well under a second) every byte of a cached corpus is checked
 
 
 @dataclasses.dataclass(frozen=True)
-class Dataset:
-    """Tokens of one corpus.
+class Text(Dataset):
+    """A stream of tokens per split, cut into windows.
 
     Attributes:
       splits: split -> tokens, uint8 or uint16 [number of tokens], read-only, mapped from the cache.
-      vocabulary: what the tokens mean.
-      fingerprint: 12 hex digits over all tokens, the split boundaries and the vocabulary: two runs saw the
-        same data exactly if their fingerprints agree, whatever the source was called.
-      name: name of the corpus.
-      description: one line for the log.
+      fingerprint: over all tokens, the split boundaries and the vocabulary, whatever the source was called.
     """
 
     splits: Mapping[str, np.ndarray]
@@ -45,21 +53,38 @@ class Dataset:
     fingerprint: str
     name: str
     description: str
+    layout: Layout
 
     def bounds(self, split: str) -> dict[str, float]:
-        """Unigram and bigram entropy of a split's own text, nats per token: marks beside a learning curve."""
+        """Unigram and bigram entropy of a split's own text, nats per token."""
         tokens = self.splits[split]
         return {
             "unigram": bounds.unigram_entropy(tokens),
             "bigram": bounds.bigram_entropy(tokens, self.vocabulary.size),
         }
 
+    def feed(self, section: Data, batch_size: int, seed: int) -> Feed:
+        tokens = self.splits["train"]
+        return make_feed(section.feed, make_plan(section, len(tokens), batch_size, seed), tokens)
 
-def load(section: Data, cache_dir: str | os.PathLike | None = None) -> Dataset:
-    """The tokens `section` asks for: from the cache if they are there, else made and put there.
+    def read(self) -> Read:
+        return read_windows(self.layout, self.vocabulary.eos)
+
+    def batches(self, split: str, batch_size: int, max_tokens: int | None = None) -> Iterator[Batch]:
+        return evaluation_batches(self.splits[split], self.layout, batch_size, max_tokens, self.vocabulary.eos)
+
+    @functools.cached_property
+    def tokens_per_byte(self) -> float:
+        train = np.asarray(self.splits["train"])
+        return len(train) / max(1, int(self.vocabulary.bytes_per_token[train].sum()))
+
+
+def load(section: Data, cache_dir: str | os.PathLike | None = None, layout: Layout | None = None) -> Dataset:
+    """The data `section` asks for: tokens from the cache if they are there, else made and put there.
 
     Args:
       section: the config's `data` section.
+      layout: how the objective wants its rows; None: windows of text for a causal language model.
       cache_dir: folder of cached token arrays; None: `$XDG_CACHE_HOME/whatif-transformers/tokens`, or below
         `~/.cache`. A folder that cannot be written means that nothing is kept.
 
@@ -67,11 +92,13 @@ def load(section: Data, cache_dir: str | os.PathLike | None = None) -> Dataset:
       ConfigError: an unknown source or vocabulary, or a parameter the source needs and lacks.
       DataError: the corpus cannot be had, or a split is shorter than one window.
     """
+    layout = layout or Layout(section.sequence_length)
     corpus = SOURCES.build(section.source, section)
     VOCABULARIES[section.vocabulary]  # raises for an unknown name before any text is read
     folder = Path(cache_dir) if cache_dir is not None else default_cache_dir()
     entry = folder / _key(corpus, section)
     dataset = _open_entry(entry) or _materialise(corpus, section, entry)
+    dataset = dataclasses.replace(dataset, layout=layout, vocabulary=dataset.vocabulary.with_specials(layout.specials))
     _check_lengths(dataset, section)
     return dataset
 
@@ -86,7 +113,7 @@ def _key(corpus: Corpus, section: Data) -> str:
     return hashlib.sha256(payload.encode()).hexdigest()[:32]
 
 
-def _check_lengths(dataset: Dataset, section: Data) -> None:
+def _check_lengths(dataset: Text, section: Data) -> None:
     window = section.sequence_length + 1
     sizes = {split: len(tokens) for split, tokens in dataset.splits.items()}
     if min(sizes.values()) < window:
@@ -101,7 +128,7 @@ def _check_lengths(dataset: Dataset, section: Data) -> None:
 # --- Making tokens -------------------------------------------------------------------------------------
 
 
-def _materialise(corpus: Corpus, section: Data, entry: Path) -> Dataset:
+def _materialise(corpus: Corpus, section: Data, entry: Path) -> Text:
     """Tokenises a corpus into `entry`, or in memory where no entry can be written."""
     content = corpus.content  # read outside the `try`: its errors are not about the cache
     vocabulary = make_vocabulary(section, corpus)
@@ -168,13 +195,13 @@ def _dataset(
     fingerprint: str,
     name: str,
     description: str,
-) -> Dataset:
+) -> Text:
     """Slices the one array that holds all splits, one behind the other."""
     splits, start = {}, 0
     for split, length in lengths.items():
         splits[split] = tokens[start : start + length]
         start += length
-    return Dataset(splits, vocabulary, fingerprint, name, description)
+    return Text(splits, vocabulary, fingerprint, name, description, _UNSPECIFIED)
 
 
 # --- The cache: <key>/{tokens.bin, meta.json}, complete or absent --------------------------------------
@@ -191,7 +218,7 @@ def _publish(fresh: Path, entry: Path) -> None:
             raise
 
 
-def _open_entry(entry: Path, warn: bool = True) -> Dataset | None:
+def _open_entry(entry: Path, warn: bool = True) -> Text | None:
     """A cached entry, or None where there is none or it is damaged."""
     if not entry.is_dir():
         return None
@@ -203,7 +230,7 @@ def _open_entry(entry: Path, warn: bool = True) -> Dataset | None:
         return None
 
 
-def _read_entry(entry: Path) -> Dataset:
+def _read_entry(entry: Path) -> Text:
     """Raises ValueError, among others, for an entry that is not what was written."""
     meta: dict[str, Any] = json.loads((entry / "meta.json").read_text(encoding="utf-8"))
     vocabulary = Vocabulary.from_dict(meta["vocabulary"])

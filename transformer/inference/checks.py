@@ -10,13 +10,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from transformer.data import dataset as datasets
-from transformer.data.dataset import Dataset
+from transformer.data.batching import Dataset
 from transformer.errors import DataError, UserError
 from transformer.inference.generate import generate
 from transformer.registry import Registry
 from transformer.training.evaluation import evaluate
-from transformer.training.run import LoadedRun
+from transformer.training.run import LoadedRun, load_dataset
 
 CHECKS = Registry("--checks")
 PROMPT_TOKENS = 16
@@ -34,7 +33,7 @@ class Subject:
     def evaluation(self) -> dict[str, Any]:
         """Losses over the whole split, computed once for all checks, with the seconds it took."""
         started = time.perf_counter()
-        result = evaluate(self.run.program, self.run.state, self.dataset.splits[self.split])
+        result = evaluate(self.run.program, self.run.state, self.dataset, self.split)
         return {**result, "seconds": time.perf_counter() - started}
 
 
@@ -44,7 +43,7 @@ def open_subject(run: LoadedRun, split: str) -> Subject:
     Raises:
       DataError: no such split, or a vocabulary that is not the run's.
     """
-    dataset = datasets.load(run.config.data)
+    dataset = load_dataset(run.config)
     if split not in dataset.splits:
         raise DataError(f"--split={split!r} does not exist; {dataset.name} has: {', '.join(dataset.splits)}.")
     if dataset.vocabulary.to_dict() != run.vocabulary.to_dict():
@@ -58,7 +57,8 @@ def check_loss(subject: Subject) -> dict[str, Any]:
     result = subject.evaluation
     return {
         "loss": result["loss"],
-        "bits_per_byte": result["bits_per_byte"],
+        **{name: result[name] for name in ("bits_per_byte", "pad_share") if name in result},
+        "accuracy": result["accuracy"],
         "tokens": result["eval_tokens"],
         "tokens_per_second": result["eval_tokens"] / result["seconds"],
         **{f"{name}_entropy": nats for name, nats in subject.dataset.bounds(subject.split).items()},

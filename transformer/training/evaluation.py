@@ -1,4 +1,4 @@
-"""Loss on fixed windows: the same ones for every run of a corpus, each predicted token counted once."""
+"""Loss on fixed batches: the same ones for every run of a corpus, each target counted once."""
 
 from __future__ import annotations
 
@@ -7,33 +7,43 @@ from typing import Any
 
 import numpy as np
 
-from transformer.data.batching import evaluation_batches
-from transformer.training.step import Program, TrainState
+from transformer.data.batching import Dataset
+from transformer.training.objectives import TINY
+from transformer.training.step import EvalSums, Program, TrainState
 
 
-def evaluate(program: Program, state: TrainState, tokens: np.ndarray, max_tokens: int | None = None) -> dict[str, Any]:
-    """Mean loss over consecutive windows of a split.
+def evaluate(
+    program: Program, state: TrainState, dataset: Dataset, split: str, max_tokens: int | None = None
+) -> dict[str, Any]:
+    """Means over the batches of a split, each target weighing what its batch says.
 
     Args:
-      tokens: the split, [N].
-      max_tokens: evaluate only that many leading tokens; None for all.
+      max_tokens: evaluate only about that many leading tokens; None for all.
 
     Returns:
-      `loss` (nats per token), `bits_per_byte`, `eval_tokens`, and `loss_by_position` (list, nats).
+      `loss` (nats per target), `accuracy`, `exact_match` (rows all of whose targets are right), `eval_tokens`
+      (targets), `loss_by_position` and `accuracy_by_position` (lists); `bits_per_byte` where targets are text and
+      `pad_share` where there is padding.
     """
-    config = program.config
-    batch_size = config.eval.batch_size or config.train.batch_size
-    length = config.data.sequence_length
-    nll, weight, num_bytes = np.zeros(length), np.zeros(length), 0.0
-    for batch, weights in evaluation_batches(tokens, length, batch_size, max_tokens):
-        sums = program.evaluate(state, batch, weights)
-        nll += np.asarray(sums.nll_T, np.float64)
-        weight += np.asarray(sums.weight_T, np.float64)
-        num_bytes += float(sums.bytes)
-    total, count = float(np.sum(nll)), float(np.sum(weight))
-    return {
-        "loss": total / count,
-        "bits_per_byte": total / math.log(2) / num_bytes if num_bytes else None,
-        "eval_tokens": int(count),
-        "loss_by_position": (nll / np.maximum(weight, 1)).tolist(),
+    batch_size = program.config.eval.batch_size or program.config.train.batch_size
+    totals: Any = None
+    for number, batch in enumerate(dataset.batches(split, batch_size, max_tokens)):
+        sums = program.evaluate(state, batch, number * batch_size)
+        sums = [np.asarray(x, np.float64) for x in sums]
+        totals = sums if totals is None else [a + b for a, b in zip(totals, sums, strict=True)]
+    total = EvalSums(*totals)
+    nll, count = float(total.nll_T.sum()), float(total.weight_T.sum())
+    by_position = np.maximum(total.weight_T, TINY)
+    result = {
+        "loss": nll / count,
+        "accuracy": float(total.correct_T.sum()) / count,
+        "exact_match": float(total.exact / total.rows),
+        "eval_tokens": round(count),
+        "loss_by_position": (total.nll_T / by_position).tolist(),
+        "accuracy_by_position": (total.correct_T / by_position).tolist(),
     }
+    if total.bytes:
+        result["bits_per_byte"] = nll / math.log(2) / float(total.bytes)
+    if total.padding:
+        result["pad_share"] = float(total.padding / total.positions)
+    return result

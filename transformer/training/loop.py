@@ -11,8 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from transformer.data.batching import Feed
-from transformer.data.dataset import Dataset
+from transformer.data.batching import Dataset, Feed
 from transformer.schema import Config
 from transformer.training.checkpoint import Checkpoints
 from transformer.training.evaluation import evaluate
@@ -87,11 +86,9 @@ class Loop:
         self.run_directory, self.sinks, self.checkpoints = run, sinks, checkpoints
         self.interrupts, self.progress = interrupts, progress
         self.hyper = program.hyperparameters(config)
-        self.corpus = jnp.asarray(np.asarray(dataset.splits["train"])) if feed.resident else None
+        self.resident = jax.tree.map(lambda x: jnp.asarray(np.asarray(x)), feed.resident)
         train = self.config.train
-        self.tokens_per_step = train.batch_size * self.config.data.sequence_length
-        train_bytes = int(dataset.vocabulary.bytes_per_token[np.asarray(dataset.splits["train"])].sum())
-        self.tokens_per_byte = len(dataset.splits["train"]) / max(1, train_bytes)
+        self.tokens_per_step = train.batch_size * dataset.layout.positions
         self.profiler = Profiler(train.profile_step, train.profile_steps, run.path / "profile")
         self.last_evaluated = (-1, math.nan)
         self.pending: _Call | None = None
@@ -129,7 +126,7 @@ class Loop:
     def _compile(self, state: TrainState) -> TrainState:
         """A call of zero steps: compiles, changes nothing, and keeps compilation out of every timing."""
         empty = self._padded(self.feed.chunk(0, 1))
-        state, _ = self.program.train_steps(state, self.corpus, empty, jnp.int32(0), jnp.int32(0), self.hyper)
+        state, _ = self.program.train_steps(state, self.resident, empty, jnp.int32(0), jnp.int32(0), self.hyper)
         return state
 
     def _padded(self, chunk: np.ndarray) -> np.ndarray:
@@ -154,7 +151,7 @@ class Loop:
         chunk = self._padded(self.feed.chunk(0, 1) if one_batch else self.feed.chunk(step, num_steps))
         started = time.perf_counter()
         state, metrics = self.program.train_steps(
-            state, self.corpus, chunk, jnp.int32(step), jnp.int32(num_steps), self.hyper
+            state, self.resident, chunk, jnp.int32(step), jnp.int32(num_steps), self.hyper
         )
         self._finish()
         return state, _Call(step, num_steps, metrics, started)
@@ -187,12 +184,13 @@ class Loop:
         finite = math.isfinite(loss)
         if step == 1 or step == train.steps or step % train.log_every == 0 or not finite:
             mean = progress.loss_sum / progress.loss_count
+            per_byte = self.dataset.tokens_per_byte
             self._write(
                 "train",
                 {
                     **metrics,
                     "loss": mean,
-                    "bits_per_byte": mean / math.log(2) * self.tokens_per_byte,
+                    **({} if per_byte is None else {"bits_per_byte": mean / math.log(2) * per_byte}),
                     "tokens_per_second": self.tokens_per_step / (self.seconds_per_step or 1.0),
                 },
             )
@@ -209,8 +207,7 @@ class Loop:
 
     def _evaluate(self, state: TrainState) -> None:
         """The fixed validation subset; its loss picks the best checkpoint."""
-        result = evaluate(self.program, state, self.dataset.splits["validation"], self.config.eval.tokens)
-        result.pop("loss_by_position")
+        result = self._measure(state, "validation", self.config.eval.tokens)
         self._write("validation", result)
         if self.progress.best_loss is None or result["loss"] < self.progress.best_loss:
             self.progress.best_loss = result["loss"]
@@ -232,12 +229,17 @@ class Loop:
             if split in self.dataset.splits:
                 result = known.get(split)
                 if result is None:
-                    result = evaluate(self.program, state, self.dataset.splits[split])
-                    result.pop("loss_by_position")
+                    result = self._measure(state, split)
                     self._write(split, {**result, "final": True})
-                summary[f"{split}_loss"] = result["loss"]
-                summary[f"{split}_bits_per_byte"] = result["bits_per_byte"]
+                for name in ("loss", "accuracy", "exact_match", "bits_per_byte"):
+                    if name in result:
+                        summary[f"{split}_{name}"] = result[name]
         return summary
+
+    def _measure(self, state: TrainState, split: str, max_tokens: int | None = None) -> dict[str, Any]:
+        """An evaluation as a row: no lists."""
+        result = evaluate(self.program, state, self.dataset, split, max_tokens)
+        return {name: value for name, value in result.items() if not isinstance(value, list)}
 
 
 def _due(step: int, every: int) -> bool:

@@ -3,33 +3,45 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from transformer.data.batch import Batch, Layout, positions_in_segments
+from transformer.data.vocabularies import Vocabulary
 from transformer.registry import Registry
 from transformer.schema import Config
 
 OBJECTIVES = Registry("objective.kind")
+TINY = 1e-9  # stands for a sum of weights that is zero
 OBJECTIVE_OF_FAMILY = {"decoder": "clm"}
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TokenLosses:
-    """Losses of one batch, before any averaging.
+    """Losses of one batch, before any averaging. T is 1 where a row has one target.
 
     Attributes:
       nll_BT: negative log-likelihood of each target, nats, float32.
       smoothed_BT: what is minimised; equals nll_BT without label smoothing.
       targets_BT: target ids.
+      weights_BT: how much each target counts, float32; None: each counts 1.
+      correct_BT: whether the most likely prediction is the target.
     """
 
     nll_BT: jax.Array
     smoothed_BT: jax.Array
     targets_BT: jax.Array
+    weights_BT: jax.Array | None
+    correct_BT: jax.Array
+
+    def mean(self, values_BT: jax.Array) -> jax.Array:
+        """Weighted mean; 0 where nothing counts."""
+        if self.weights_BT is None:
+            return values_BT.mean()
+        return (values_BT * self.weights_BT).sum() / jnp.maximum(self.weights_BT.sum(), TINY)
 
 
 def cross_entropy(logits_BTV: jax.Array, targets_BT: jax.Array, smoothing: float) -> tuple[jax.Array, jax.Array]:
@@ -44,19 +56,97 @@ def cross_entropy(logits_BTV: jax.Array, targets_BT: jax.Array, smoothing: float
     return nll_BT, (1 - smoothing) * nll_BT + smoothing * uniform_BT
 
 
+class Objective:
+    """From a batch and a model to a loss for every target. Base of all objectives.
+
+    Args:
+      config: a resolved config.
+      vocabulary: gives the special tokens their ids; may be None where the objective needs none.
+    """
+
+    overlap = 0  # as in Layout
+    marks_padding = True
+
+    def __init__(self, config: Config, vocabulary: Vocabulary | None = None):
+        self.config, self.vocabulary = config, vocabulary
+        self.smoothing = config.objective.label_smoothing
+
+    @classmethod
+    def layout(cls, config: Config) -> Layout:
+        """How the objective wants the rows of its batches filled."""
+        return Layout(config.data.sequence_length, overlap=cls.overlap, marks_padding=cls.marks_padding)
+
+    def prepare(self, batch: Batch, key: jax.Array, first_row: jax.Array | int = 0) -> Batch:
+        """Turns a batch as the data gives it into what the model sees; corruption happens here, on the device.
+
+        Args:
+          key: of the step, the same for every arm; a fixed one in evaluation.
+          first_row: index of the first row: each row draws from a key of its own, so that the size of an evaluation
+            batch changes nothing.
+        """
+        del key, first_row
+        return batch
+
+    def losses(self, model: Any, batch: Batch, key: jax.Array | None, train: bool) -> TokenLosses:
+        """Losses of a prepared batch.
+
+        Args:
+          key: of dropout; None turns it off.
+          train: whether batch statistics are used and updated.
+        """
+        raise NotImplementedError
+
+    def score(self, logits_BTV: jax.Array, targets_BT: jax.Array, weights_BT: jax.Array | None) -> TokenLosses:
+        """Losses of given logits."""
+        nll_BT, smoothed_BT = cross_entropy(logits_BTV, targets_BT, self.smoothing)
+        return TokenLosses(nll_BT, smoothed_BT, targets_BT, weights_BT, logits_BTV.argmax(axis=-1) == targets_BT)
+
+
+def apart(segments_BL: jax.Array | None) -> dict[str, jax.Array]:
+    """The model's arguments that keep segments apart: nothing where there are none."""
+    if segments_BL is None:
+        return {}
+    return {"segments_BT": segments_BL, "positions_BT": positions_in_segments(segments_BL)}
+
+
+def next_token_weights(batch: Batch) -> jax.Array | None:
+    """Weights [B, L - 1] of the tokens after the first, without those that open a segment: nothing before them in
+    their segment says what they are."""
+    weights_BL, segments_BL = batch.target_weights(), batch.segments_BL
+    if weights_BL is None:
+        return None
+    if segments_BL is None:
+        return weights_BL[:, 1:]
+    return weights_BL[:, 1:] * (segments_BL[:, 1:] == segments_BL[:, :-1])
+
+
 @OBJECTIVES.register("clm", paper="Bengio et al. 2003; Radford et al. 2018")
-def causal_lm(config: Config) -> Callable[..., TokenLosses]:
-    """Predict each token of a window from those before it."""
+class CausalLM(Objective):
+    """Predict each token of a row from those before it."""
 
-    def losses(model: Any, tokens: jax.Array, dropout_key: jax.Array | None, train: bool) -> TokenLosses:
-        inputs_BT, targets_BT = tokens[:, :-1], tokens[:, 1:]
-        logits_BTV = model(inputs_BT, dropout_key=dropout_key, train=train)
-        return TokenLosses(*cross_entropy(logits_BTV, targets_BT, config.objective.label_smoothing), targets_BT)
+    overlap = 1
+    marks_padding = False
 
-    return losses
+    def losses(self, model: Any, batch: Batch, key: jax.Array | None, train: bool) -> TokenLosses:
+        inputs_BT, targets_BT = batch.tokens_BL[:, :-1], batch.tokens_BL[:, 1:]
+        segments_BT = None if batch.segments_BL is None else batch.segments_BL[:, :-1]
+        logits_BTV = model(inputs_BT, **apart(segments_BT), dropout_key=key, train=train)
+        return self.score(logits_BTV, targets_BT, next_token_weights(batch))
 
 
 @OBJECTIVES.register("auto")
-def objective_of_family(config: Config) -> Callable[..., TokenLosses]:
+def objective_of_family(config: Config, vocabulary: Vocabulary | None = None) -> Objective:
     """The objective the family was made for."""
-    return OBJECTIVES.build(OBJECTIVE_OF_FAMILY[config.model.family], config)
+    return objective_class(config)(config, vocabulary)
+
+
+def objective_class(config: Config) -> type[Objective]:
+    """The objective of a config, `auto` resolved."""
+    kind = config.objective.kind
+    build: Any = OBJECTIVES[OBJECTIVE_OF_FAMILY[config.model.family] if kind == "auto" else kind].build
+    return build
+
+
+def layout_of(config: Config) -> Layout:
+    """How the objective of a config wants its rows."""
+    return objective_class(config).layout(config)

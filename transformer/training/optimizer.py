@@ -19,11 +19,13 @@ class Hyperparameters(NamedTuple):
     Attributes:
       learning_rate, weight_decay: float32 scalars.
       dropout_seed: uint32 scalar.
+      data_seed: uint32 scalar; with the step it decides corruption.
     """
 
     learning_rate: jax.Array
     weight_decay: jax.Array
     dropout_seed: jax.Array
+    data_seed: jax.Array
 
 
 def decay_mask(roles: Any) -> Any:

@@ -14,8 +14,7 @@ import jax
 from transformer.analysis import accounting, estimate, memory
 from transformer.config import config_hash, to_dict
 from transformer.data import dataset as datasets
-from transformer.data.batching import make_feed, make_plan
-from transformer.data.dataset import Dataset
+from transformer.data.batching import Dataset
 from transformer.data.vocabularies import Vocabulary
 from transformer.errors import CheckpointError, ConfigError, DataError, UserError
 from transformer.model import data_seed, init_seed
@@ -25,6 +24,7 @@ from transformer.training.console_sink import ConsoleSink
 from transformer.training.interrupts import PREEMPTED, STOPPED_BY_USER, Interrupts
 from transformer.training.jsonfiles import read_json, write_json
 from transformer.training.loop import Diverged, Loop, Progress
+from transformer.training.objectives import layout_of
 from transformer.training.run_directory import RunDirectory, read_config
 from transformer.training.sinks import RunInfo, Sink, Sinks
 from transformer.training.step import Program, TrainState, flat_state, unflat_state
@@ -87,7 +87,7 @@ def train(
             return Outcome(finished["state"], finished, workdir)
         interrupts = stack.enter_context(Interrupts())
         try:
-            dataset = dataset or datasets.load(config.data)
+            dataset = dataset or load_dataset(config)
             program = program or make_program(config, dataset)
         except UserError:
             if finished.get("state") == "planned":  # a slip in the config claims no directory
@@ -101,8 +101,7 @@ def train(
         stack.enter_context(contextlib.closing(checkpoints))
         state, progress = _start_or_resume(config, program, dataset, checkpoints)
         run.truncate_after(progress.step)
-        plan = make_plan(config.data, len(dataset.splits["train"]), config.train.batch_size, data_seed(config))
-        feed = make_feed(config.data.feed, plan, dataset.splits["train"])
+        feed = dataset.feed(config.data, config.train.batch_size, data_seed(config))
         sinks = Sinks(_sinks(config, quiet, say))
         sinks.start(
             RunInfo(
@@ -174,6 +173,15 @@ def _run(loop: Loop, state: TrainState, interrupts: Interrupts) -> tuple[str, di
     }
 
 
+def load_dataset(config: Config) -> Dataset:
+    """The data of a config, in rows as its objective wants them.
+
+    Raises:
+      UserError: the data cannot be had, or does not fit the rows.
+    """
+    return datasets.load(config.data, layout=layout_of(config))
+
+
 def make_program(config: Config, dataset: Dataset) -> Program:
     """The compiled programs of an arm over its corpus.
 
@@ -186,7 +194,7 @@ def make_program(config: Config, dataset: Dataset) -> Program:
             f"model.vocab_size={config.model.vocab_size} is smaller than the vocabulary of the data, {size}; "
             "leave it at 0 or raise it."
         )
-    return Program(config, size, dataset.vocabulary.bytes_per_token)
+    return Program(config, size, dataset.vocabulary.bytes_per_token, dataset.vocabulary, dataset.read())
 
 
 def _start_or_resume(
@@ -289,7 +297,7 @@ def load(workdir: str | Path, which: str = "last", program: Program | None = Non
     if not (path / "vocabulary.json").is_file():
         raise UserError(f"{path} has not been trained yet: run train.py with the same --workdir first.")
     vocabulary = Vocabulary.from_dict(read_json(path / "vocabulary.json"))
-    program = program or Program(config, vocabulary.size, vocabulary.bytes_per_token)
+    program = program or Program(config, vocabulary.size, vocabulary.bytes_per_token, vocabulary)
     with contextlib.closing(
         Checkpoints(path / "checkpoints", config.train.keep_checkpoints, warn=lambda m: print(m, file=sys.stderr))
     ) as checkpoints:

@@ -15,12 +15,16 @@ import numpy as np
 import optax
 from flax import nnx
 
-from transformer.model import declare, init_seed, split
+from transformer.data.batch import Batch
+from transformer.data.batching import Read, read_windows
+from transformer.data.vocabularies import Vocabulary
+from transformer.model import data_seed, declare, init_seed, split
 from transformer.model.initialization import abstract, initialize, path_name, roles
 from transformer.schema import Config
-from transformer.training.objectives import OBJECTIVES
+from transformer.training.objectives import OBJECTIVES, TINY, Objective, layout_of
 from transformer.training.optimizer import Hyperparameters, Optimizer
 
+EVALUATION_SEED = 0  # of corruption in evaluation, whatever the run's seeds
 METRICS = ("loss", "learning_rate", "grad_norm", "param_norm")
 
 
@@ -36,14 +40,24 @@ class EvalSums(NamedTuple):
     """Sums over one evaluation batch; the mean is taken once, at the end, over all of them.
 
     Attributes:
-      nll_T: nats by position in the window.
-      weight_T: predicted tokens by position.
-      bytes: bytes of text those tokens stand for.
+      nll_T: nats by position in the row.
+      weight_T: targets by position.
+      correct_T: targets whose most likely prediction is right, by position.
+      exact: rows all of whose targets are right.
+      rows: rows with at least one target.
+      bytes: bytes of text the targets stand for.
+      padding: positions fed to the model that are padding.
+      positions: positions fed to the model.
     """
 
     nll_T: jax.Array
     weight_T: jax.Array
+    correct_T: jax.Array
+    exact: jax.Array
+    rows: jax.Array
     bytes: jax.Array
+    padding: jax.Array
+    positions: jax.Array
 
 
 class Program:
@@ -53,15 +67,25 @@ class Program:
       config: a resolved config.
       vocab_size: size of the data's vocabulary.
       bytes_per_token: int32 [vocab_size], for bits per byte.
+      vocabulary: for objectives that need special tokens.
+      read: how a step makes its batch from what the feed gives; by default it cuts windows of text.
     """
 
-    def __init__(self, config: Config, vocab_size: int, bytes_per_token: np.ndarray):
+    def __init__(
+        self,
+        config: Config,
+        vocab_size: int,
+        bytes_per_token: np.ndarray,
+        vocabulary: Vocabulary | None = None,
+        read: Read | None = None,
+    ):
         self.config, self.vocab_size = config, config.model.vocab_size or vocab_size
         model = declare(config, vocab_size)
         self.structure, self.declared, self.declared_state = split(model)
         self.roles = roles(self.declared)
         self.optimizer = Optimizer(config, self.roles)
-        self.losses = OBJECTIVES.build(config.objective.kind, config)
+        self.objective: Objective = OBJECTIVES.build(config.objective.kind, config, vocabulary)
+        self.read = read or read_windows(layout_of(config))
         self.bytes_per_token = np.asarray(bytes_per_token, np.int32)
         train = config.train
         self.max_steps_per_call = min(train.steps, train.steps_per_call or 64)
@@ -86,10 +110,14 @@ class Program:
         return TrainState(params, model_state, jax.eval_shape(self.optimizer.init, params))
 
     @property
-    def abstract_batch(self) -> jax.ShapeDtypeStruct:
-        """Shape and dtype of what `train_step` is given."""
-        shape = (self.config.train.batch_size, self.config.data.sequence_length + 1)
-        return jax.ShapeDtypeStruct(shape, jnp.int32)
+    def abstract_batch(self) -> Batch:
+        """Shapes and dtypes of what `train_step` is given, without padding."""
+        return layout_of(self.config).abstract_batch(self.config.train.batch_size)
+
+    @property
+    def abstract_prepared(self) -> Batch:
+        """Shapes and dtypes of a batch as the model sees it."""
+        return jax.eval_shape(lambda batch: self.objective.prepare(batch, jax.random.key(0)), self.abstract_batch)
 
     def model(self, state: TrainState) -> nnx.Module:
         """The model as a module."""
@@ -103,6 +131,7 @@ class Program:
             jnp.float32(settings.learning_rate),
             jnp.float32(settings.weight_decay),
             jnp.uint32(init_seed(config) % 2**32),
+            jnp.uint32(data_seed(config) % 2**32),
         )
 
     # --- training ------------------------------------------------------------------------------------------------
@@ -110,7 +139,7 @@ class Program:
     def _train_steps(
         self,
         state: TrainState,
-        corpus: jax.Array | None,
+        resident: Any,
         chunk: jax.Array,
         first_step: jax.Array,
         num_steps: jax.Array,
@@ -119,8 +148,8 @@ class Program:
         """Runs `num_steps` steps, a number known only at run time: one executable for any of them.
 
         Args:
-          corpus: training tokens [N] on the device, or None if the chunk holds the windows themselves.
-          chunk: [max_steps_per_call, B] window starts, or [max_steps_per_call, B, T + 1] windows.
+          resident: the feed's arrays on the device, or None.
+          chunk: what the feed says about each step, [max_steps_per_call, ...].
           first_step: index of the first step, from 0.
 
         Returns:
@@ -130,31 +159,33 @@ class Program:
 
         def body(i: jax.Array, carry: Any) -> Any:
             state, buffer = carry
-            tokens = chunk[i] if corpus is None else windows(corpus, chunk[i], self.config.data.sequence_length + 1)
-            state, metrics = self.train_step(state, tokens.astype(jnp.int32), first_step + i, hyper)
+            state, metrics = self.train_step(state, self.read(resident, chunk[i]), first_step + i, hyper)
             return state, {name: buffer[name].at[i].set(metrics[name]) for name in METRICS}
 
         return jax.lax.fori_loop(0, num_steps, body, (state, buffer))
 
     def train_step(
-        self, state: TrainState, tokens: jax.Array, step: jax.Array, hyper: Hyperparameters
+        self, state: TrainState, batch: Batch, step: jax.Array, hyper: Hyperparameters
     ) -> tuple[TrainState, dict[str, jax.Array]]:
-        """One optimizer step on one batch of windows [B, T + 1]."""
+        """One optimizer step on one batch, as the data gives it."""
         parts = self.config.train.accumulate
         key = jax.random.fold_in(jax.random.key(hyper.dropout_seed), step)
-        micro = tokens.reshape(parts, tokens.shape[0] // parts, *tokens.shape[1:])
+        batch = self.objective.prepare(batch, jax.random.fold_in(jax.random.key(hyper.data_seed), step))
+        micro = jax.tree.map(lambda x: x.reshape(parts, x.shape[0] // parts, *x.shape[1:]), batch)
 
-        def part(model_state: Any, index_and_tokens: tuple[jax.Array, jax.Array]) -> tuple[Any, Any]:
-            index, piece = index_and_tokens
+        def part(model_state: Any, index_and_batch: tuple[jax.Array, Batch]) -> tuple[Any, Any]:
+            index, piece = index_and_batch
             loss_of = jax.value_and_grad(self.mean_loss, has_aux=True)
-            (_, (nll, model_state)), grads = loss_of(state.params, model_state, piece, jax.random.fold_in(key, index))
-            return model_state, (nll, grads)
+            (_, (nll, weight, model_state)), grads = loss_of(
+                state.params, model_state, piece, jax.random.fold_in(key, index)
+            )
+            return model_state, (nll, weight, grads)
 
         if parts == 1:
-            model_state, (loss, grads) = part(state.model_state, (jnp.int32(0), micro[0]))
+            model_state, (loss, _, grads) = part(state.model_state, (jnp.int32(0), micro.take(0)))
         else:
-            model_state, (losses, stacked) = jax.lax.scan(part, state.model_state, (jnp.arange(parts), micro))
-            loss, grads = losses.mean(), jax.tree.map(lambda g: g.mean(axis=0), stacked)
+            model_state, stacked = jax.lax.scan(part, state.model_state, (jnp.arange(parts), micro))
+            loss, grads = _mean_of_parts(*stacked)
         params, optimizer, rate = self.optimizer.update(grads, state.optimizer, state.params, step, hyper)
         metrics = {
             "loss": loss,
@@ -164,25 +195,47 @@ class Program:
         }
         return TrainState(params, model_state, optimizer), metrics
 
-    def mean_loss(self, params: Any, model_state: Any, tokens: jax.Array, key: jax.Array) -> tuple[jax.Array, Any]:
-        """Mean smoothed loss, with (mean nll, new model state) beside it."""
+    def mean_loss(self, params: Any, model_state: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Any]:
+        """Mean smoothed loss of a prepared batch, with (mean nll, what the targets weigh, new model state) beside it;
+        the weight is None where every token counts 1."""
         model = nnx.merge(self.structure, params, model_state)
-        losses = self.losses(model, tokens, key, train=True)
+        losses = self.objective.losses(model, batch, key, train=True)
         _, _, new_state = split(model)
-        return losses.smoothed_BT.mean(), (losses.nll_BT.mean(), nnx.to_pure_dict(new_state))
+        weight = None if losses.weights_BT is None else losses.weights_BT.sum()
+        return losses.mean(losses.smoothed_BT), (losses.mean(losses.nll_BT), weight, nnx.to_pure_dict(new_state))
 
     # --- evaluation ----------------------------------------------------------------------------------------------
 
-    def _evaluate(self, state: TrainState, tokens: jax.Array, weights: jax.Array) -> EvalSums:
-        """Sums over one batch of windows [B, T + 1] with weights [B, T]; no dropout, running statistics."""
-        losses = self.losses(self.model(state), tokens, None, train=False)
-        stored = jnp.asarray(self.bytes_per_token)[losses.targets_BT]
-        return EvalSums((losses.nll_BT * weights).sum(0), weights.sum(0), (stored * weights).sum())
+    def _evaluate(self, state: TrainState, batch: Batch, first_row: jax.Array | int = 0) -> EvalSums:
+        """Sums over one batch, as the data gives it; no dropout, running statistics, corruption from a fixed key.
+
+        Args:
+          first_row: index of its first row within the split.
+        """
+        batch = self.objective.prepare(batch, jax.random.key(EVALUATION_SEED), first_row)
+        losses = self.objective.losses(self.model(state), batch, None, train=False)
+        weights_BT = jnp.ones_like(losses.nll_BT) if losses.weights_BT is None else losses.weights_BT
+        counts_BT = weights_BT > 0
+        stored_BT = jnp.asarray(self.bytes_per_token)[losses.targets_BT]
+        padding, positions = batch.padding()
+        return EvalSums(
+            nll_T=(losses.nll_BT * weights_BT).sum(0),
+            weight_T=weights_BT.sum(0),
+            correct_T=(losses.correct_BT * weights_BT).sum(0),
+            exact=(counts_BT.any(1) & (losses.correct_BT | ~counts_BT).all(1)).sum(),
+            rows=counts_BT.any(1).sum(),
+            bytes=(stored_BT * weights_BT).sum(),
+            padding=padding,
+            positions=positions,
+        )
 
 
-def windows(corpus: jax.Array, starts: jax.Array, length: int) -> jax.Array:
-    """corpus [N], starts [B] -> [B, length]."""
-    return jax.vmap(lambda start: jax.lax.dynamic_slice(corpus, (start,), (length,)))(starts)
+def _mean_of_parts(losses_P: jax.Array, weights_P: jax.Array | None, grads: Any) -> tuple[jax.Array, Any]:
+    """Mean loss and gradient of a step from those of its P microbatches, each weighing as much as its targets do."""
+    if weights_P is None:
+        return losses_P.mean(), jax.tree.map(lambda g: g.mean(axis=0), grads)
+    shares_P = weights_P / jnp.maximum(weights_P.sum(), TINY)
+    return (shares_P * losses_P).sum(), jax.tree.map(lambda g: jnp.tensordot(shares_P.astype(g.dtype), g, 1), grads)
 
 
 def flat_state(state: TrainState) -> dict[str, jax.Array]:
