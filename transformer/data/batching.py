@@ -269,8 +269,8 @@ class Dataset(abc.ABC):
         """The training batches of one seed."""
 
     @abc.abstractmethod
-    def read(self) -> Read:
-        """How a step makes its batch from what the feed gives."""
+    def read(self, batch_size: int) -> Read:
+        """How a step makes its batch of that many rows from what the feed gives."""
 
     @abc.abstractmethod
     def batches(self, split: str, batch_size: int, max_tokens: int | None = None) -> Iterator[Batch]:

@@ -67,7 +67,7 @@ class Text(Dataset):
         tokens = self.splits["train"]
         return make_feed(section.feed, make_plan(section, len(tokens), batch_size, seed), tokens)
 
-    def read(self) -> Read:
+    def read(self, batch_size: int) -> Read:
         return read_windows(self.layout, self.vocabulary.eos)
 
     def batches(self, split: str, batch_size: int, max_tokens: int | None = None) -> Iterator[Batch]:

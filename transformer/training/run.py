@@ -194,7 +194,8 @@ def make_program(config: Config, dataset: Dataset) -> Program:
             f"model.vocab_size={config.model.vocab_size} is smaller than the vocabulary of the data, {size}; "
             "leave it at 0 or raise it."
         )
-    return Program(config, size, dataset.vocabulary.bytes_per_token, dataset.vocabulary, dataset.read())
+    read = dataset.read(config.train.batch_size)
+    return Program(config, size, dataset.vocabulary.bytes_per_token, dataset.vocabulary, read)
 
 
 def _start_or_resume(
