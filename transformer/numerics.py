@@ -11,4 +11,6 @@ PRECISIONS = Registry("numerics.matmul_precision")
 PRECISIONS.names("highest", "high", "default")
 
 EXECUTIONS = Registry("execution")
+"""Entries with the trait `together` train all members of an arm that are due as one program."""
 EXECUTIONS.names("sequential")
+EXECUTIONS.register("population", traits=("together",))(lambda: "population")

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from transformer.data.batching import Dataset
 from transformer.training.objectives import TINY
 from transformer.training.step import EvalSums, Program, TrainState
+
+if TYPE_CHECKING:
+    from transformer.training.population import Population
 
 
 def evaluate(
@@ -25,6 +28,14 @@ def evaluate(
       (targets), `loss_by_position` and `accuracy_by_position` (lists); `bits_per_byte` where targets are text and
       `pad_share` where there is padding.
     """
+    (result,) = evaluate_members(program, state, dataset, split, max_tokens)
+    return result
+
+
+def evaluate_members(
+    program: Program | Population, state: TrainState, dataset: Dataset, split: str, max_tokens: int | None = None
+) -> list[dict[str, Any]]:
+    """As `evaluate`, for every member of a population; a program for one member gives a list of one."""
     batch_size = program.config.eval.batch_size or program.config.train.batch_size
     totals: Any = None
     for number, batch in enumerate(dataset.batches(split, batch_size, max_tokens)):
@@ -32,6 +43,12 @@ def evaluate(
         sums = [np.asarray(x, np.float64) for x in sums]
         totals = sums if totals is None else [a + b for a, b in zip(totals, sums, strict=True)]
     total = EvalSums(*totals)
+    if total.rows.ndim == 0:
+        return [_means(total)]
+    return [_means(EvalSums(*sums)) for sums in zip(*total, strict=True)]
+
+
+def _means(total: EvalSums) -> dict[str, Any]:
     nll, count = float(total.nll_T.sum()), float(total.weight_T.sum())
     by_position = np.maximum(total.weight_T, TINY)
     result = {

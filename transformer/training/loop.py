@@ -3,53 +3,43 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import time
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from transformer.data.batching import Dataset, Feed
-from transformer.schema import Config
-from transformer.training.checkpoint import Checkpoints
-from transformer.training.evaluation import evaluate
+from transformer.training.evaluation import evaluate_members
 from transformer.training.interrupts import Interrupts
+from transformer.training.member import Member
+from transformer.training.optimizer import Hyperparameters
 from transformer.training.profiling import Profiler
-from transformer.training.run_directory import RunDirectory
-from transformer.training.sinks import Sinks
-from transformer.training.step import METRICS, Program, TrainState, flat_state
+from transformer.training.step import METRICS, Program, TrainState
+
+if TYPE_CHECKING:
+    from transformer.training.population import Population
 
 SECONDS_PER_CALL = 0.5  # long enough to hide dispatch, short enough for Ctrl-C and a living progress bar
 
 
 class Diverged(Exception):
-    """The loss stopped being finite: a result, not a crash."""
-
-    def __init__(self, step: int):
-        super().__init__(f"loss is not finite at step {step}")
-        self.step = step
+    """The loss of every member stopped being finite: a result, not a crash."""
 
 
-@dataclasses.dataclass
-class Progress:
-    """What a checkpoint must remember beside the arrays, so that a resumed run writes the same rows.
+class Store(Protocol):
+    """Where the state of a run, or of a population, is kept."""
 
-    Attributes:
-      step: completed steps.
-      loss_sum, loss_count: train losses since the last row.
-      initial_loss: loss of the first step.
-      best_loss: lowest validation loss so far.
-      training_seconds: time spent in steps, over all attempts.
-    """
+    def steps(self) -> list[int]:
+        """The steps that are stored."""
 
-    step: int = 0
-    loss_sum: float = 0.0
-    loss_count: int = 0
-    initial_loss: float | None = None
-    best_loss: float | None = None
-    training_seconds: float = 0.0
+    def save(self, step: int, state: TrainState) -> None:
+        """Stores the state after `step` steps, perhaps in the background."""
+
+    def finish(self, state: TrainState) -> None:
+        """Returns once everything is on disk; `state` is the last one, of which nothing more will be stored."""
 
 
 @dataclasses.dataclass
@@ -63,34 +53,36 @@ class _Call:
 
 
 class Loop:
-    """Trains one member from `progress.step` to `train.steps`.
+    """Trains one member, or a population of them side by side, from its step to `train.steps`.
+
+    Args:
+      program: that of the arm, for one member, or its `Population`.
+      feed: the windows of each step.
+      hyper: what the compiled step takes beside them.
+      members: in the order of the program's leading axis; those that have ended already write nothing.
+      store: where checkpoints go.
 
     Raises:
-      Diverged: from `run`, once the loss is not finite; all finite steps before it are recorded.
+      Diverged: from `run`, once no member's loss is finite; all finite steps before it are recorded.
     """
 
     def __init__(
         self,
-        config: Config,
-        program: Program,
+        program: Program | Population,
         dataset: Dataset,
         feed: Feed,
-        run: RunDirectory,
-        sinks: Sinks,
-        checkpoints: Checkpoints,
+        hyper: Hyperparameters,
+        members: Sequence[Member],
+        store: Store,
         interrupts: Interrupts,
-        progress: Progress,
     ):
-        self.program, self.config = program, config
-        self.dataset, self.feed = dataset, feed
-        self.run_directory, self.sinks, self.checkpoints = run, sinks, checkpoints
-        self.interrupts, self.progress = interrupts, progress
-        self.hyper = program.hyperparameters(config)
-        self.resident = jax.tree.map(lambda x: jnp.asarray(np.asarray(x)), feed.resident)
+        self.program, self.config = program, program.config
+        self.dataset, self.feed, self.hyper = dataset, feed, hyper
+        self.members, self.store, self.interrupts = members, store, interrupts
+        self.resident = jax.tree.map(program.replicated, feed.resident)
+        self.step = next((m.progress.step for m in members if not m.ended), program.config.train.steps)
         train = self.config.train
-        self.tokens_per_step = train.batch_size * dataset.layout.positions
-        self.profiler = Profiler(train.profile_step, train.profile_steps, run.path / "profile")
-        self.last_evaluated = (-1, math.nan)
+        self.profiler = Profiler(train.profile_step, train.profile_steps, members[0].run.path / "profile")
         self.pending: _Call | None = None
         self.last_finished = 0.0
         self.seconds_per_step: float | None = None
@@ -99,8 +91,7 @@ class Loop:
 
     def run(self, state: TrainState) -> TrainState:
         """Runs to the end, or to the step boundary after an interrupt; always leaves a checkpoint behind."""
-        train, progress = self.config.train, self.progress
-        step = progress.step
+        train, step = self.config.train, self.step
         state = self._compile(state)
         while step < train.steps and self.interrupts.exit_code is None:
             num_steps = self._next_call(step)
@@ -119,9 +110,14 @@ class Loop:
                 self._checkpoint(state)
         self._finish()
         self.profiler.close()
-        if self.interrupts.exit_code is not None and progress.step not in self.checkpoints.steps():
+        if self.interrupts.exit_code is not None and self.step not in self.store.steps():
             self._checkpoint(state)
         return state
+
+    @property
+    def alive(self) -> list[Member]:
+        """The members that are still trained."""
+        return [member for member in self.members if not member.ended]
 
     def _compile(self, state: TrainState) -> TrainState:
         """A call of zero steps: compiles, changes nothing, and keeps compilation out of every timing."""
@@ -161,85 +157,65 @@ class Loop:
         if self.pending is None:
             return
         call, self.pending = self.pending, None
-        metrics = {name: np.asarray(call.metrics[name], np.float64) for name in METRICS}
+        # [members, steps of a call], whether or not the program has an axis for members.
+        metrics = {n: np.asarray(call.metrics[n], np.float64).reshape(len(self.members), -1) for n in METRICS}
         now = time.perf_counter()
         seconds = now - max(call.dispatched, self.last_finished)
         self.last_finished = now
         self.seconds_per_step = seconds / call.num_steps
-        self.progress.training_seconds += seconds
-        for i in range(call.num_steps):
-            self._record(call.first_step + i + 1, {name: float(metrics[name][i]) for name in METRICS})
+        self.step = call.first_step + call.num_steps
+        share = seconds / max(1, len(self.alive))
+        for index, member in enumerate(self.members):
+            if member.ended:
+                continue
+            member.progress.training_seconds += share
+            for i in range(call.num_steps):
+                row = {name: float(metrics[name][index, i]) for name in METRICS}
+                member.record(call.first_step + i + 1, row, self.seconds_per_step)
+                if member.ended:
+                    break
+        if not self.alive:
+            self.profiler.close()
+            raise Diverged
 
     # --- what is written -----------------------------------------------------------------------------------------
 
-    def _record(self, step: int, metrics: dict[str, float]) -> None:
-        """Counts one finished step, and writes a row if one is due."""
-        progress, train = self.progress, self.config.train
-        loss = metrics["loss"]
-        if progress.initial_loss is None:
-            progress.initial_loss = loss
-        progress.step = step
-        progress.loss_sum += loss
-        progress.loss_count += 1
-        finite = math.isfinite(loss)
-        if step == 1 or step == train.steps or step % train.log_every == 0 or not finite:
-            mean = progress.loss_sum / progress.loss_count
-            per_byte = self.dataset.tokens_per_byte
-            self._write(
-                "train",
-                {
-                    **metrics,
-                    "loss": mean,
-                    **({} if per_byte is None else {"bits_per_byte": mean / math.log(2) * per_byte}),
-                    "tokens_per_second": self.tokens_per_step / (self.seconds_per_step or 1.0),
-                },
-            )
-            progress.loss_sum, progress.loss_count = 0.0, 0
-        if not finite:
-            self.profiler.close()
-            raise Diverged(step)
-
-    def _write(self, split: str, values: dict[str, Any]) -> None:
-        step = self.progress.step
-        row = {"step": step, "tokens": step * self.tokens_per_step, "split": split, **values}
-        self.run_directory.append(row)
-        self.sinks.scalars(row)
-
     def _evaluate(self, state: TrainState) -> None:
-        """The fixed validation subset; its loss picks the best checkpoint."""
-        result = self._measure(state, "validation", self.config.eval.tokens)
-        self._write("validation", result)
-        if self.progress.best_loss is None or result["loss"] < self.progress.best_loss:
-            self.progress.best_loss = result["loss"]
-        self.last_evaluated = (self.progress.step, result["loss"])
+        """The fixed validation subset."""
+        results = self._measure(state, "validation", self.config.eval.tokens)
+        for member, result in zip(self.members, results, strict=True):
+            if not member.ended:
+                member.validated(result)
 
     def _checkpoint(self, state: TrainState) -> None:
-        step, loss = self.last_evaluated
-        metric = loss if step == self.progress.step and math.isfinite(loss) else None
-        metadata = {**dataclasses.asdict(self.progress), "fingerprint": self.dataset.fingerprint}
-        self.checkpoints.save(self.progress.step, flat_state(state), metadata, metric)
-        self.run_directory.event("checkpoint", step=self.progress.step)
+        self.store.save(self.step, state)
+        for member in self.alive:
+            member.run.event("checkpoint", step=self.step)
 
-    def final_evaluation(self, state: TrainState) -> dict[str, float]:
-        """The whole validation split, and the test split where there is one, once: {"validation_loss": ...}."""
-        summary: dict[str, float] = {}
-        # What an attempt measured that was killed before it could say "done".
-        known = {row["split"]: row for row in self.run_directory.rows() if row.get("final")}
+    def final_evaluation(self, state: TrainState) -> list[dict[str, float]]:
+        """The whole validation split, and the test split where there is one, once: {"validation_loss": ...} of every
+        member; of one that has ended, nothing."""
+        summaries: list[dict[str, float]] = [{} for _ in self.members]
         for split in ("validation", "test"):
-            if split in self.dataset.splits:
-                result = known.get(split)
-                if result is None:
-                    result = self._measure(state, split)
-                    self._write(split, {**result, "final": True})
+            if split not in self.dataset.splits:
+                continue
+            rows = [{} if member.ended else member.final_row(split) for member in self.members]
+            if None in rows:
+                results = self._measure(state, split)
+                for index, (member, result) in enumerate(zip(self.members, results, strict=True)):
+                    if rows[index] is None:
+                        member.write(split, {**result, "final": True})
+                        rows[index] = result
+            for summary, row in zip(summaries, rows, strict=True):
                 for name in ("loss", "accuracy", "exact_match", "bits_per_byte"):
-                    if name in result:
-                        summary[f"{split}_{name}"] = result[name]
-        return summary
+                    if row and name in row:
+                        summary[f"{split}_{name}"] = row[name]
+        return summaries
 
-    def _measure(self, state: TrainState, split: str, max_tokens: int | None = None) -> dict[str, Any]:
-        """An evaluation as a row: no lists."""
-        result = evaluate(self.program, state, self.dataset, split, max_tokens)
-        return {name: value for name, value in result.items() if not isinstance(value, list)}
+    def _measure(self, state: TrainState, split: str, max_tokens: int | None = None) -> list[dict[str, Any]]:
+        """An evaluation of every member as rows: no lists."""
+        results = evaluate_members(self.program, state, self.dataset, split, max_tokens)
+        return [{name: value for name, value in row.items() if not isinstance(value, list)} for row in results]
 
 
 def _due(step: int, every: int) -> bool:

@@ -18,39 +18,18 @@ from transformer.data.batching import Dataset
 from transformer.data.vocabularies import Vocabulary
 from transformer.errors import CheckpointError, ConfigError, DataError, UserError
 from transformer.model import data_seed, init_seed
+from transformer.numerics import EXECUTIONS
 from transformer.schema import Config
 from transformer.training.checkpoint import Checkpoints, Restored
 from transformer.training.console_sink import ConsoleSink
 from transformer.training.interrupts import PREEMPTED, STOPPED_BY_USER, Interrupts
 from transformer.training.jsonfiles import read_json, write_json
-from transformer.training.loop import Diverged, Loop, Progress
+from transformer.training.loop import Diverged, Loop
+from transformer.training.member import Member, Outcome, Progress
 from transformer.training.objectives import layout_of
 from transformer.training.run_directory import RunDirectory, read_config
 from transformer.training.sinks import RunInfo, Sink, Sinks
 from transformer.training.step import Program, TrainState, flat_state, unflat_state
-
-DONE, DIVERGED = 0, 3
-EXIT_CODES = {"done": DONE, "diverged": DIVERGED, "preempted": PREEMPTED, "interrupted": STOPPED_BY_USER}
-
-
-@dataclasses.dataclass(frozen=True)
-class Outcome:
-    """How a run ended.
-
-    Attributes:
-      state: done, diverged, preempted or interrupted.
-      summary: what `status.json` holds beside the state: final losses, steps, seconds.
-      path: the run directory.
-    """
-
-    state: str
-    summary: dict[str, Any]
-    path: Path
-
-    @property
-    def exit_code(self) -> int:
-        """0 done, 3 diverged, 75 preempted, 130 stopped by the user."""
-        return EXIT_CODES[self.state]
 
 
 def train(
@@ -79,8 +58,13 @@ def train(
         checkpoint can be read or written.
     """
     say = (lambda line: None) if quiet else say or (lambda line: print(line, file=sys.stderr, flush=True))
+    if "together" in EXECUTIONS[config.execution].traits:
+        from transformer.training.population import train_population
+
+        shared = workdir / "population"
+        return train_population([config], [workdir], shared, name=name, arm=arm, quiet=quiet, say=say)[0]
     with contextlib.ExitStack() as stack:
-        run = stack.enter_context(contextlib.closing(RunDirectory.open(workdir, config, _environment(config))))
+        run = stack.enter_context(contextlib.closing(RunDirectory.open(workdir, config, device_facts(config))))
         finished = run.status()
         if finished.get("state") in ("done", "diverged"):
             say(f"already {finished['state']}: {workdir}")
@@ -95,82 +79,96 @@ def train(
             raise
         say(f"data: {dataset.description}; fingerprint {dataset.fingerprint}")
         say(_bounds(dataset))
-        write_json(run.path / "vocabulary.json", dataset.vocabulary.to_dict())
-
         checkpoints = Checkpoints(run.path / "checkpoints", config.train.keep_checkpoints, warn=say)
         stack.enter_context(contextlib.closing(checkpoints))
         state, progress = _start_or_resume(config, program, dataset, checkpoints)
-        run.truncate_after(progress.step)
         feed = dataset.feed(config.data, config.train.batch_size, data_seed(config))
-        sinks = Sinks(_sinks(config, quiet, say))
-        sinks.start(
-            RunInfo(
-                name=workdir.name,
-                group=config.wandb.group or name,
-                job_type=config.wandb.job_type or arm or "run",
-                config=to_dict(config),
-                hash=config_hash(config),
-                workdir=run.path,
-                total_steps=config.train.steps,
-                resumed_from=progress.step,
-                attempt=run.attempt,
-            )
-        )
-        run.set_status("running", step=progress.step)
-        run.event("resume" if progress.step else "start", step=progress.step)
+        member = make_member(config, run, progress, dataset, name, arm, quiet, say)
         if progress.step:
             say(f"resuming at step {progress.step} of {config.train.steps}")
         elif not quiet:  # the estimate times a product: not for members nobody watches
             say(_costs(program, config, state))
-
-        summary: dict[str, Any] = {}
-        ended = "failed"
         try:
             with jax.default_matmul_precision(config.numerics.matmul_precision):
-                loop = Loop(config, program, dataset, feed, run, sinks, checkpoints, interrupts, progress)
-                ended, summary = _run(loop, state, interrupts)
-            checkpoints.wait()
+                store, hyper = _RunStore(checkpoints, member), program.hyperparameters(config)
+                run_to_the_end(Loop(program, dataset, feed, hyper, [member], store, interrupts), state)
         except BaseException as error:
-            run.event("failed", step=progress.step, error=type(error).__name__)
-            run.set_status("failed", step=progress.step)
-            sinks.event("failed", {"step": progress.step})
-            sinks.close("failed", {})
+            member.fail(error)
             if isinstance(error, CheckpointError) and (kept := checkpoints.steps()):
                 raise CheckpointError(f"{error} The checkpoint of step {kept[-1]} is kept.") from error
             raise
-        run.event(ended, step=progress.step)
-        run.set_status(ended, **summary)
-        if ended == "diverged":
-            sinks.event(ended, {"step": progress.step})
-        sinks.close(ended, summary)
-        if ended in ("preempted", "interrupted"):
-            say(f"{ended} at step {progress.step}, saved; run the same command again to resume: {workdir}")
-        return Outcome(ended, summary, workdir)
+        if member.ended in ("preempted", "interrupted"):
+            say(f"{member.ended} at step {progress.step}, saved; run the same command again to resume: {workdir}")
+        return member.outcome
 
 
-def _run(loop: Loop, state: TrainState, interrupts: Interrupts) -> tuple[str, dict[str, Any]]:
-    """The loop and the final evaluation: (how it ended, summary)."""
-    progress, config = loop.progress, loop.config
-    summary: dict[str, Any] = {"total_steps": config.train.steps, "fingerprint": loop.dataset.fingerprint}
-    ended = "done"
+class _RunStore:
+    """The checkpoints in a run's own directory."""
+
+    def __init__(self, checkpoints: Checkpoints, member: Member):
+        self.checkpoints, self.member = checkpoints, member
+        self.steps = checkpoints.steps
+
+    def save(self, step: int, state: TrainState) -> None:
+        metadata = {**dataclasses.asdict(self.member.progress), "fingerprint": self.member.dataset.fingerprint}
+        self.checkpoints.save(step, flat_state(state), metadata, self.member.metric)
+
+    def finish(self, state: TrainState) -> None:
+        self.checkpoints.wait()
+
+
+def make_member(
+    config: Config,
+    run: RunDirectory,
+    progress: Progress,
+    dataset: Dataset,
+    name: str,
+    arm: str,
+    quiet: bool,
+    say: Callable[[str], None],
+) -> Member:
+    """Starts the views on a run and says in its directory that it runs.
+
+    Args:
+      run: its directory, open; rows of steps after `progress.step` are dropped from it.
+      name, arm, quiet, say: as for `train`.
+    """
+    write_json(run.path / "vocabulary.json", dataset.vocabulary.to_dict())
+    run.truncate_after(progress.step)
+    sinks = Sinks(_sinks(config, quiet, say))
+    sinks.start(
+        RunInfo(
+            name=run.path.name,
+            group=config.wandb.group or name,
+            job_type=config.wandb.job_type or arm or "run",
+            config=to_dict(config),
+            hash=config_hash(config),
+            workdir=run.path,
+            total_steps=config.train.steps,
+            resumed_from=progress.step,
+            attempt=run.attempt,
+        )
+    )
+    run.set_status("running", step=progress.step)
+    run.event("resume" if progress.step else "start", step=progress.step)
+    return Member(config, run, sinks, progress, dataset)
+
+
+def run_to_the_end(loop: Loop, state: TrainState) -> None:
+    """The loop and the final evaluation; says of every member how it ended."""
     try:
         state = loop.run(state)
-        if interrupts.exit_code == PREEMPTED:
-            ended = "preempted"
-        elif interrupts.exit_code == STOPPED_BY_USER:
-            ended = "interrupted"
-        elif config.eval.final:
-            summary.update(loop.final_evaluation(state))
-    except Diverged as divergence:
-        ended = "diverged"
-        summary["diverged_at"] = divergence.step
-    return ended, {
-        **summary,
-        "step": progress.step,
-        "initial_loss": progress.initial_loss,
-        "best_validation_loss": progress.best_loss,
-        "training_seconds": round(progress.training_seconds, 3),
-    }
+    except Diverged:
+        loop.store.finish(state)
+        return
+    stopped = {PREEMPTED: "preempted", STOPPED_BY_USER: "interrupted"}.get(loop.interrupts.exit_code or 0)
+    summaries: list[dict[str, float]] = [{} for _ in loop.members]
+    if stopped is None and loop.config.eval.final:
+        summaries = loop.final_evaluation(state)
+    loop.store.finish(state)
+    for member, summary in zip(loop.members, summaries, strict=True):
+        if not member.ended:
+            member.end(stopped or "done", **summary)
 
 
 def load_dataset(config: Config) -> Dataset:
@@ -233,7 +231,7 @@ def _sinks(config: Config, quiet: bool, say: Callable[[str], None]) -> list[Sink
     return sinks
 
 
-def _environment(config: Config) -> dict[str, Any]:
+def device_facts(config: Config) -> dict[str, Any]:
     """What `env.json` records about the device."""
     device = jax.devices()[0]
     return {"platform": device.platform, "device": device.device_kind, "devices": jax.device_count()}

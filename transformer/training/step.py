@@ -123,6 +123,10 @@ class Program:
         """The model as a module."""
         return nnx.merge(self.structure, state.params, state.model_state)
 
+    def replicated(self, array: np.ndarray) -> jax.Array:
+        """An array where every step can read it."""
+        return jnp.asarray(np.asarray(array))
+
     @staticmethod
     def hyperparameters(config: Config) -> Hyperparameters:
         """What a member of the arm feeds the step with."""
