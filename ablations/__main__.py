@@ -8,8 +8,10 @@ from pathlib import Path
 
 from ablations.catalog import CONFIGS
 from transformer.errors import UserError
+from transformer.numerics import EXECUTIONS
 
 RUNS = Path("runs") / "arms"
+EXECUTION_HELP = "how members of an arm are trained; auto: one by one on a CPU, together on an accelerator; never mixed"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -36,6 +38,7 @@ def main(argv: list[str] | None = None) -> int:
             sub.add_argument("names", nargs="+" if name in ("plan", "run", "push") else "*", metavar="NAME")
         sub.add_argument("--profile", default="demo" if name == "try" else "quick", help="smoke, demo, quick or full")
         sub.add_argument("--runs", type=Path, default=RUNS, help="where arms are stored")
+        sub.add_argument("--execution", choices=["auto", *EXECUTIONS], default="auto", help=EXECUTION_HELP)
         if name in ("run", "try"):
             sub.add_argument("--workers", type=int, default=0, help="processes at a time; 0: one per core")
             sub.add_argument("--retry-failed", action="store_true", help="train failed members again")
@@ -46,16 +49,19 @@ def main(argv: list[str] | None = None) -> int:
     )
     explain.add_argument("claim")
     explain.add_argument("--runs", type=Path, default=RUNS)
+    explain.add_argument("--execution", choices=["auto", *EXECUTIONS], default="auto", help=EXECUTION_HELP)
     differ = commands.add_parser("diff", help="what two runs differ in")
     differ.add_argument("first", type=Path)
     differ.add_argument("second", type=Path)
     arguments = parser.parse_args(argv)
 
-    from ablations import catalog
+    from ablations import catalog, runner
     from ablations import commands as actions
 
     try:
         catalog.look_in(getattr(arguments, "configs", CONFIGS))
+        chosen = getattr(arguments, "execution", "auto")
+        catalog.execute(runner.default_execution() if chosen == "auto" else chosen)
         return getattr(actions, arguments.command + "_command")(arguments)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

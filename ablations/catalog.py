@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 from pathlib import Path
 from types import ModuleType
@@ -13,6 +14,13 @@ CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 PREFIX = "ablation_"
 _added: dict[str, Ablation] = {}  # questions typed on the command line
 _folder = CONFIGS
+_execution = ""
+
+
+def execute(execution: str) -> None:
+    """Chooses how members are trained, for all ablations that do not say so themselves; part of an arm's identity."""
+    global _execution
+    _execution = execution
 
 
 def look_in(folder: Path) -> None:
@@ -44,7 +52,7 @@ def load(name: str, folder: Path | None = None) -> Ablation:
       UserError: no such ablation, or its file cannot be run or does not define one.
     """
     if name in _added:
-        return _added[name]
+        return _executed(_added[name])
     path = (folder or _folder) / f"{PREFIX}{name}.py"
     if not path.is_file():
         known = names(folder)
@@ -53,7 +61,13 @@ def load(name: str, folder: Path | None = None) -> Ablation:
     module = load_module(path)
     if not isinstance(getattr(module, "ABLATION", None), Ablation):
         raise ConfigError(f"{path.name} does not define ABLATION = Ablation(...).")
-    return module.ABLATION
+    return _executed(module.ABLATION)
+
+
+def _executed(ablation: Ablation) -> Ablation:
+    if not _execution:
+        return ablation
+    return dataclasses.replace(ablation, base={"execution": _execution, **ablation.base})
 
 
 def load_module(path: Path) -> ModuleType:

@@ -271,7 +271,9 @@ class Progress:
         if self.first < 0:
             self.first = ended
         elapsed, fresh = time.monotonic() - self.started, ended - self.first
-        eta = f"ETA {_clock(elapsed / fresh * (known - ended))}" if fresh else "ETA --"
+        eta = "ETA --"
+        if fresh:
+            eta = f"{fresh / elapsed:.2g} members/s  ETA {_clock(elapsed / fresh * (known - ended))}"
         if self.bar is not None:
             self.bar.update(self.task, completed=ended, total=known, description=", ".join(running), eta=eta)
         elif time.monotonic() - self.last_line > 5 or ended == known:

@@ -132,8 +132,18 @@ def _tell_failures(job: Job) -> int:
 
 def default_workers() -> int:
     """One per core on a CPU; one on an accelerator, which a single process fills."""
-    accelerated = any(Path(p).exists() for p in ("/dev/nvidia0", "/dev/accel0", "/dev/vfio/0"))
-    return 1 if accelerated and os.environ.get("JAX_PLATFORMS") != "cpu" else max(1, min(os.cpu_count() or 1, 8))
+    return 1 if _accelerated() else max(1, min(os.cpu_count() or 1, 8))
+
+
+def default_execution() -> str:
+    """`population` where there is an accelerator for it, else `sequential`."""
+    return "population" if _accelerated() else "sequential"
+
+
+def _accelerated() -> bool:
+    """Whether workers will find an accelerator. JAX is not asked: it would take the device's memory from them."""
+    present = any(Path(p).exists() for p in ("/dev/nvidia0", "/dev/accel0", "/dev/vfio/0"))
+    return present and os.environ.get("JAX_PLATFORMS") != "cpu"
 
 
 def _environment() -> dict[str, str]:

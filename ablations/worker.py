@@ -1,4 +1,4 @@
-"""Trains the members of one arm, one after another, in one process that compiles once.
+"""Trains the members of one arm, one after another or together, in one process that compiles once.
 
     python -m ablations.worker --arm=DIRECTORY [--cpus=0,1]
 
@@ -27,10 +27,12 @@ from ablations import jobs, store
 from ablations.cells import Member
 from ablations.jobs import Job
 from transformer.errors import ConfigError, UserError
+from transformer.numerics import EXECUTIONS
 from transformer.training.interrupts import PREEMPTED, STOPPED_BY_USER
 from transformer.training.jsonfiles import read_json, write_json
 
 REGISTERED = "registered.json"
+SHARED = "population"  # where a population's checkpoint lies, in the arm's directory
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")  # env.json has them all
 
 
@@ -47,7 +49,7 @@ def run_arm(directory: Path, retry_failed: bool = False) -> int:
                 shutil.rmtree(directory / member.name)
         arm = _Arm(job)
         while todo := job.todo(store.read_arm(directory)[0]):
-            code = arm.train(todo[0]) or requests.exit_code()
+            code = arm.train(todo) or requests.exit_code()
             if code:
                 return code
     return 0
@@ -105,47 +107,93 @@ class _Arm:
         self.program: Any = None
         self.dataset: Any = None
 
-    def train(self, member: Member) -> int | None:
-        """Trains one member to its record; returns an exit code if the process was asked to stop."""
-        path = self.job.directory / member.name
-        contrasts = self._registered(path)
-        try:
-            outcome = self._run(member, path)
-            if outcome.state in ("done", "diverged"):
-                store.write_record(path, self._record(member, path, outcome, contrasts))
-        except Exception as error:  # a failing member must not take its neighbours with it
-            (path / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
-            line = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-            record = store.Record(member, "failed", self.job.cell.hash, error=line[:500], contrasts=contrasts)
-            store.write_record(path, record)
-            return None
-        if member.is_tuning and outcome.state in ("done", "diverged"):
-            shutil.rmtree(path / "checkpoints", ignore_errors=True)  # nothing reads a tuning run's weights
-        return outcome.exit_code if outcome.exit_code in (PREEMPTED, STOPPED_BY_USER) else None
+    def train(self, todo: list[Member]) -> int | None:
+        """Trains the next member, or the next ones together, to their records.
 
-    def _registered(self, path: Path) -> tuple[str, ...]:
+        Returns:
+          An exit code if the process was asked to stop.
+        """
+        group = todo[:1]
+        try:
+            self._prepare(group[0])
+            group = self._together(todo) if self.is_population else group
+            contrasts = [self._registered(member) for member in group]
+            outcomes = self._run(group)
+        except Exception as error:  # a failing member must not take its neighbours with it
+            for member in group:
+                self._failed(member, error)
+            return None
+        for member, outcome, registered in zip(group, outcomes, contrasts, strict=True):
+            self._conclude(member, outcome, registered)
+        asked = {outcome.exit_code for outcome in outcomes} & {PREEMPTED, STOPPED_BY_USER}
+        return max(asked, default=None)
+
+    def _conclude(self, member: Member, outcome: Any, contrasts: tuple[str, ...]) -> None:
+        """The record of a member that ended."""
+        path = self.job.directory / member.name
+        if outcome.state not in ("done", "diverged"):
+            return
+        try:
+            store.write_record(path, self._record(member, path, outcome, contrasts))
+        except Exception as error:
+            self._failed(member, error)
+            return
+        if member.is_tuning:
+            shutil.rmtree(path / "checkpoints", ignore_errors=True)  # nothing reads a tuning run's weights
+
+    def _failed(self, member: Member, error: Exception) -> None:
+        """The record of a member that could not be trained."""
+        contrasts = self._registered(member)
+        text = "".join(traceback.format_exception(error))
+        (self.job.directory / member.name / "error.txt").write_text(text, encoding="utf-8")
+        line = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        record = store.Record(member, "failed", self.job.cell.hash, error=line[:500], contrasts=contrasts)
+        store.write_record(self.job.directory / member.name, record)
+
+    @property
+    def is_population(self) -> bool:
+        """Whether members are trained together."""
+        return "together" in EXECUTIONS[self.job.cell.config.execution].traits
+
+    def _together(self, todo: list[Member]) -> list[Member]:
+        """The members of a population that was begun and not ended, or as many of those to do as memory holds."""
+        from transformer.training.population import members_that_fit, pending
+
+        known = {member.name: member for member in [*todo, *store.read_arm(self.job.directory)[0]]}
+        begun = pending(self.job.directory / SHARED)
+        if begun and all(name in known for name in begun):
+            return [known[name] for name in begun]
+        shutil.rmtree(self.job.directory / SHARED, ignore_errors=True)
+        return todo[: max(1, members_that_fit(self.program))]
+
+    def _registered(self, member: Member) -> tuple[str, ...]:
         """What was registered when this member's training began; kept, so that a later edit shows."""
+        path = self.job.directory / member.name
         if not (path / REGISTERED).is_file():
             path.mkdir(parents=True, exist_ok=True)
             write_json(path / REGISTERED, self.job.contrasts)
         return tuple(read_json(path / REGISTERED))
 
-    def _run(self, member: Member, path: Path) -> Any:
-        from transformer.training.run import load_dataset, make_program, train
+    def _prepare(self, member: Member) -> None:
+        """Loads the corpus and makes the program, once."""
+        from transformer.training.run import load_dataset, make_program
 
-        config = member.config(self.job.cell.config)
         if self.program is None:
+            config = member.config(self.job.cell.config)
             self.dataset = load_dataset(config)
             self.program = make_program(config, self.dataset)
-        return train(
-            config,
-            path,
-            name=self.job.cell.ablation,
-            arm=self.job.cell.arm,
-            quiet=True,
-            program=self.program,
-            dataset=self.dataset,
-        )
+
+    def _run(self, group: list[Member]) -> list[Any]:
+        """Trains one member, or several as a population."""
+        from transformer.training import population, run
+
+        configs = [member.config(self.job.cell.config) for member in group]
+        paths = [self.job.directory / member.name for member in group]
+        shared: dict[str, Any] = {"name": self.job.cell.ablation, "arm": self.job.cell.arm, "quiet": True}
+        shared |= {"program": self.program, "dataset": self.dataset}
+        if self.is_population:
+            return population.train_population(configs, paths, self.job.directory / SHARED, **shared)
+        return [run.train(config, path, **shared) for config, path in zip(configs, paths, strict=True)]
 
     def _record(self, member: Member, path: Path, outcome: Any, contrasts: tuple[str, ...]) -> store.Record:
         from transformer.analysis import accounting

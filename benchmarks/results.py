@@ -22,6 +22,8 @@ FOLDER = Path(__file__).parent
 # Script -> arguments `--run` gives it. Those for an accelerator run on one only, by hand.
 ON_CPU: dict[str, list[str]] = {
     "train_step": ["--compile"],
+    "arm": [],
+    "population": [],
 }
 HEAD = """# Results
 

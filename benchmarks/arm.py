@@ -1,0 +1,199 @@
+"""What an arm of an ablation costs beside its steps: start-up, and what members add between them.
+
+    python -m benchmarks.arm [--members=32] [--steps=240] [--repeats=3] [--json=FILE]
+
+The shape is that of the quick profile: 64 wide, 4 layers, 128 tokens, batch 16, evaluations and checkpoints included.
+Two things are measured, each in a process of its own:
+
+start-up   imports, config and corpus, initial weights, tracing and lowering, compiling: wall seconds until the first
+           step could start, and the share of each part. `cold` compiles with an empty cache, `warm` finds what a run
+           before has left. Median of `repeats` processes each.
+arm        `members` members (4 learning rates x as many seeds) trained one after another by `run.train`, as the worker
+           does it, compiled once. The step time is measured in the same process, before and after, as one call of many
+           steps. `ratio` is (wall of the arm - its first member's compilation) / (members x steps x step time): 1 would
+           be nothing but steps, the aim is 1.1.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks import reporting
+from benchmarks.reporting import Table
+
+QUESTION = "What does an arm cost beside its steps?"
+RATES = (1e-3, 2e-3, 4e-3, 8e-3)
+PARTS = ("import", "corpus", "init", "trace", "compile")
+
+
+def arm_config(steps: int, rate: float = 1e-3, seed: int = 0) -> Any:
+    """A member of the quick profile's shape."""
+    from ablations.profiles import QUICK
+    from transformer.config import apply_overrides, default_config, resolve
+
+    change = {"train.steps": steps, "optimizer.learning_rate": rate, "seed": seed, "wandb.mode": "disabled"}
+    return resolve(apply_overrides(default_config(), {**QUICK, **change}))
+
+
+def start_up() -> dict[str, float]:
+    """Seconds of each part of a start in this process, which must be fresh."""
+    seconds, last = {}, time.perf_counter()
+
+    def lap(part: str) -> None:
+        nonlocal last
+        now = time.perf_counter()
+        seconds[part], last = now - last, now
+
+    from transformer.platform import prepare
+
+    prepare()
+    from transformer.training import run
+
+    lap("import")
+    config = arm_config(240)
+    dataset = run.load_dataset(config)
+    lap("corpus")
+    program = run.make_program(config, dataset)
+    steps = Steps(program, dataset)
+    lap("init")
+    lowered = program.train_steps.lower(*steps.arguments(0, 0))
+    lap("trace")
+    lowered.compile()
+    lap("compile")
+    return seconds
+
+
+class Steps:
+    """Runs steps of a program in one call, to time them."""
+
+    def __init__(self, program: Any, dataset: Any):
+        import jax
+
+        config = program.config
+        self.program, self.feed = program, dataset.feed(config.data, config.train.batch_size, 0)
+        self.resident = jax.tree.map(program.replicated, self.feed.resident)
+        self.state, self.hyper = program.init(0), program.hyperparameters(config)
+
+    def arguments(self, first: int, count: int) -> tuple[Any, ...]:
+        """What `train_steps` takes."""
+        import numpy as np
+
+        chunk = self.feed.chunk(first, self.program.max_steps_per_call)
+        return self.state, self.resident, chunk, np.int32(first), np.int32(count), self.hyper
+
+    def seconds_per_step(self) -> float:
+        """Of one call of as many steps as fit, waited for."""
+        import jax
+
+        count = self.program.max_steps_per_call
+        arguments = self.arguments(0, count)
+        started = time.perf_counter()
+        self.state, metrics = self.program.train_steps(*arguments)
+        jax.block_until_ready(metrics)
+        return (time.perf_counter() - started) / count
+
+
+def train_arm(members: int, steps: int) -> dict[str, Any]:
+    """Trains an arm in this process; wall seconds of each member, and the step time around them."""
+    from transformer.training import run
+
+    config = arm_config(steps)
+    dataset = run.load_dataset(config)
+    program = run.make_program(config, dataset)
+    timer = Steps(program, dataset)
+    timer.seconds_per_step()  # compiles
+    step_seconds = [timer.seconds_per_step() for _ in range(3)]
+    walls = []
+    with tempfile.TemporaryDirectory() as folder:
+        for i in range(members):
+            member = arm_config(steps, RATES[i % len(RATES)], seed=i // len(RATES))
+            started = time.perf_counter()
+            outcome = run.train(member, Path(folder) / str(i), quiet=True, program=program, dataset=dataset)
+            walls.append(time.perf_counter() - started)
+            if outcome.state != "done":
+                raise reporting.BenchmarkError(f"a member ended as {outcome.state}")
+    step_seconds += [timer.seconds_per_step() for _ in range(3)]
+    step = statistics.median(step_seconds)
+    # The first member compiles the evaluation as well; what it takes beyond the others is start-up.
+    rest = statistics.median(walls[1:]) * members
+    return {"walls": walls, "step_seconds": step_seconds, "wall": sum(walls), "ratio": rest / (members * steps * step)}
+
+
+def in_a_process(what: str, cache: str, *arguments: int) -> dict[str, Any]:
+    """Calls a function of this file in a fresh process with a compile cache of its own."""
+    code = f"import json; from benchmarks.arm import {what}; print(json.dumps({what}(*{arguments!r})))"
+    environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": cache, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise reporting.BenchmarkError(f"{what} failed in its process")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def measure(members: int, steps: int, repeats: int) -> dict[str, Any]:
+    """All numbers."""
+    with tempfile.TemporaryDirectory() as warm_cache:
+        in_a_process("start_up", warm_cache)
+        cold, warm = [], []
+        for i in range(repeats):
+            cold.append(in_a_process("start_up", os.path.join(warm_cache, f"cold{i}")))
+            warm.append(in_a_process("start_up", warm_cache))
+        arm = in_a_process("train_arm", warm_cache, members, steps)
+    return {"cold": cold, "warm": warm, "arm": arm, "members": members, "steps": steps}
+
+
+def tables(found: dict[str, Any]) -> list[Table]:
+    """What is shown."""
+    rows = []
+    for kind in ("cold", "warm"):
+        parts = {part: statistics.median(run[part] for run in found[kind]) for part in PARTS}
+        total = statistics.median(sum(run.values()) for run in found[kind])
+        rows.append((kind, *(f"{seconds:.2f}" for seconds in parts.values()), f"{total:.2f}"))
+    arm, members, steps = found["arm"], found["members"], found["steps"]
+    step = statistics.median(arm["step_seconds"])
+    return [
+        Table("Start-up of an arm, seconds", ("cache", *PARTS, "all"), tuple(rows)),
+        Table(
+            f"{members} members of {steps} steps, one after another",
+            ("", "wall s", "step ms", "steps alone s", "ratio", "aim"),
+            (
+                (
+                    "arm",
+                    f"{arm['wall']:.1f}",
+                    f"{1e3 * step:.2f}",
+                    f"{members * steps * step:.1f}",
+                    f"{arm['ratio']:.2f}",
+                    "1.10",
+                ),
+            ),
+        ),
+    ]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measures, prints and stores; returns the exit code."""
+    parser = reporting.parser(__doc__ or "")
+    parser.add_argument("--members", type=int, default=32, help="at least 2")
+    parser.add_argument("--steps", type=int, default=240, help="steps of each member")
+    parser.add_argument("--repeats", type=int, default=3, help="processes per start-up measurement")
+    options = parser.parse_args(arguments)
+    if options.members < 2 or options.steps < 1 or options.repeats < 1:
+        parser.error("--members must be at least 2, --steps and --repeats at least 1")
+    try:
+        found = measure(options.members, options.steps, options.repeats)
+    except reporting.BenchmarkError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    reporting.finish("arm", QUESTION, tables(found), found, options.json)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,143 @@
+"""How much faster members are trained together than one by one.
+
+    python -m benchmarks.population [--sizes=1,4,16] [--rounds=5] [--json=FILE]
+
+The default model (4 layers x 128, about 0.8M parameters, 256 tokens, batch 32 on an accelerator; 64 tokens, batch 8 on
+a CPU, where the point is only that the path is sound) is trained as `Program`, one member, and as `Population` of K, in
+one process. A round times one call of the same number of steps for every K, in turn. `member-tokens/s` counts the
+tokens of all members; `speed-up` is over one member alone, and `of limit` the share of the speed of one large matrix
+product in float32 at the same precision, measured in the same process. Medians over rounds.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from typing import Any
+
+from benchmarks import reporting
+from benchmarks.reporting import Table
+
+QUESTION = "How much faster are members trained together?"
+CPU_SHAPE = {"data.sequence_length": 64, "train.batch_size": 8}
+
+
+def config(on_cpu: bool, steps: int) -> Any:
+    """The default model with as many steps in one call as are timed."""
+    from transformer.config import apply_overrides, default_config, resolve
+
+    overrides = {"train.steps": 10**6, "train.steps_per_call": steps, **(CPU_SHAPE if on_cpu else {})}
+    return resolve(apply_overrides(default_config(), overrides))
+
+
+class Together:
+    """K members, ready to be timed; K = 0 is the program for one member."""
+
+    def __init__(self, program: Any, dataset: Any, size: int):
+        import jax
+
+        from transformer.config import replace
+        from transformer.training.population import Population
+
+        config = program.config
+        members = [replace(config, {"seed": seed}) for seed in range(max(1, size))]
+        if size:
+            self.program = Population(program, size)
+            self.state, self.hyper = self.program.init(range(size)), self.program.hyperparameters(members)
+            self.feed = self.program.feed(members, dataset)
+        else:
+            self.program = program
+            self.state, self.hyper = program.init(0), program.hyperparameters(config)
+            self.feed = dataset.feed(config.data, config.train.batch_size, 0)
+        self.resident, self.step = jax.tree.map(self.program.replicated, self.feed.resident), 0
+        self.seconds()  # compiles
+
+    def seconds(self) -> float:
+        """Wall seconds of one call."""
+        import jax
+        import numpy as np
+
+        count = self.program.max_steps_per_call
+        chunk = self.feed.chunk(self.step, count)
+        started = time.perf_counter()
+        arguments = (self.resident, chunk, np.int32(self.step), np.int32(count), self.hyper)
+        self.state, metrics = self.program.train_steps(self.state, *arguments)
+        jax.block_until_ready(metrics)
+        self.step += count
+        return time.perf_counter() - started
+
+
+def matrix_flops_per_second(precision: str, size: int) -> float:
+    """Of one product of two float32 matrices [size, size]; the best of a few."""
+    import jax
+    import jax.numpy as jnp
+
+    x = jnp.ones((size, size), jnp.float32)
+    product = jax.jit(lambda a, b: jnp.matmul(a, b, precision=precision))
+    product(x, x).block_until_ready()
+    best = float("inf")
+    for _ in range(5):
+        started = time.perf_counter()
+        product(x, x).block_until_ready()
+        best = min(best, time.perf_counter() - started)
+    return 2 * size**3 / best
+
+
+def measure(sizes: list[int], rounds: int) -> dict[str, Any]:
+    """All numbers: for each K the seconds of every round."""
+    import jax
+
+    from transformer.analysis.accounting import train_flops_per_token
+    from transformer.training.run import load_dataset, make_program
+
+    on_cpu = jax.default_backend() == "cpu"
+    steps = 4 if on_cpu else 32
+    made = config(on_cpu, steps)
+    dataset = load_dataset(made)
+    program = make_program(made, dataset)
+    flops = train_flops_per_token(made)
+    peak = matrix_flops_per_second(made.numerics.matmul_precision, 1024 if on_cpu else 8192)
+    sides = {size: Together(program, dataset, size) for size in [0, *sizes]}
+    seconds: dict[int, list[float]] = {size: [] for size in sides}
+    for _ in range(rounds):
+        for size, side in sides.items():
+            seconds[size].append(side.seconds())
+    per_member = steps * made.train.batch_size * made.data.sequence_length
+    return {"seconds": seconds, "tokens_per_member": per_member, "flops_per_token": flops, "matrix_flops": peak}
+
+
+def tables(found: dict[str, Any]) -> list[Table]:
+    """What is shown."""
+    speeds = {
+        size: statistics.median(max(1, size) * found["tokens_per_member"] / wall for wall in walls)
+        for size, walls in found["seconds"].items()
+    }
+    rows = [
+        (
+            f"together, K = {size}" if size else "one member",
+            f"{speed:,.0f}",
+            f"{speed / speeds[0]:.2f}",
+            f"{speed * found['flops_per_token'] / found['matrix_flops']:.1%}",
+        )
+        for size, speed in speeds.items()
+    ]
+    return [Table("Members of one arm", ("", "member-tokens/s", "speed-up", "of limit"), tuple(rows))]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measures, prints and stores; returns the exit code."""
+    parser = reporting.parser(__doc__ or "")
+    parser.add_argument("--sizes", default="1,4,16", help="comma list of K")
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args(arguments)
+    sizes = [int(size) for size in options.sizes.split(",") if size.isdecimal() and int(size)]
+    if not sizes or options.rounds < 1:
+        parser.error("--sizes takes positive numbers such as 1,4,16, and --rounds must be at least 1")
+    found = measure(sizes, options.rounds)
+    reporting.finish("population", QUESTION, tables(found), found, options.json)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
