@@ -213,6 +213,10 @@ def _serve(connection: Connection, name: str, size: Size) -> None:
     os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
     os.environ["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"
     try:
+        if name == OURS:
+            from transformer.platform import prepare
+
+            prepare()
         side: Any = Ours(size) if name == OURS else Torch(size, compiled=name == TORCH_COMPILE)
         for method, arguments in iter(connection.recv, None):
             connection.send((timed(getattr(side, method), *arguments), None))
