@@ -106,7 +106,7 @@ class TestTeacherForcingEqualsStepwise:
         from transformer.model.cache import CacheWriter
 
         finish = CacheWriter.finish
-        late = lambda self, n: dataclasses.replace(finish(self, n), length=self.before.length + n + 1)  # noqa: E731
+        late = lambda self: dataclasses.replace(finish(self), length_B=self.length_B + 1)  # noqa: E731
         monkeypatch.setattr(CacheWriter, "finish", late)
         with pytest.raises(AssertionError):
             check_stepwise(tiny(), cached=True)

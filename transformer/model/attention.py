@@ -6,10 +6,7 @@ E the heads of one token side by side.
 
 from __future__ import annotations
 
-import dataclasses
-
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from transformer.model.attention_backends import BACKENDS, AttentionCall
@@ -56,11 +53,11 @@ class Attention(nnx.Module):
 
     def __call__(self, x_BTD: jax.Array, context: Context) -> jax.Array:
         q_BHTK, k_BGSK, v_BGSU = self._queries_keys_values(x_BTD, context)
-        v_BGSU = context.position.rotate_value(v_BGSU, context.positions_BT)
         key_positions_BS = context.positions_BT
-        if context.cache is not None:
-            k_BGSK, v_BGSU = context.cache.append(context.layer, k_BGSK, v_BGSU)
-            key_positions_BS = jnp.arange(v_BGSU.shape[2])[None]
+        if context.cache is None:
+            k_BGSK, v_BGSU = context.position.place(k_BGSK, v_BGSU, key_positions_BS)
+        else:
+            k_BGSK, v_BGSU, key_positions_BS = context.cache.extend(context.layer, k_BGSK, v_BGSU, context.position)
         if q_BHTK is not None and k_BGSK is not None:
             q_BHTK, k_BGSK = context.tap("attention.query", q_BHTK), context.tap("attention.key", k_BGSK)
             q_BHTK = self.scale(q_BHTK) if isinstance(self.scale, nnx.Module) else q_BHTK * self.scale
@@ -72,7 +69,7 @@ class Attention(nnx.Module):
             query_positions_BT=context.positions_BT,
             key_positions_BS=key_positions_BS,
             num_heads=self.num_heads,
-            mask=dataclasses.replace(context.mask, window=self.window) if self.window else context.mask,
+            mask=context.mask.narrowed(self.window),
             weights=self.weights,
             soft_cap=self.soft_cap,
             dropout_rate=self.dropout_rate,
@@ -89,8 +86,8 @@ class Attention(nnx.Module):
     def _queries_keys_values(
         self, x_BTD: jax.Array, context: Context
     ) -> tuple[jax.Array | None, jax.Array | None, jax.Array]:
-        """Heads of queries [B, H, T, K], keys [B, G, T, K], values [B, G, T, U]; what owns no projection takes
-        what it is tied to. Norms and positions act on queries and keys only, so tied values are free of both."""
+        """Heads of queries [B, H, T, K] at their positions, and of keys [B, G, T, K] and values [B, G, T, U], which
+        have none yet; what owns no projection takes what it is tied to. Norms act on queries and keys only."""
         if self.query is None:
             v_BTE = x_BTD if self.value is None else self.value(x_BTD)
             return None, None, split_heads(v_BTE, self.num_kv_heads)
@@ -101,8 +98,7 @@ class Attention(nnx.Module):
         q_BHTK, k_BGTK = split_heads(q_BTE, self.num_heads), split_heads(k_BTE, self.num_kv_heads)
         if self.query_norm is not None:
             q_BHTK, k_BGTK = self.query_norm(q_BHTK), self.key_norm(k_BGTK)
-        rotate, positions_BT = context.position.rotate, context.positions_BT
-        return rotate(q_BHTK, positions_BT), rotate(k_BGTK, positions_BT), v_BGTU
+        return context.position.rotate(q_BHTK, context.positions_BT), k_BGTK, v_BGTU
 
 
 def split_heads(x_BTE: jax.Array, heads: int) -> jax.Array:

@@ -33,6 +33,12 @@ class Mask:
     query_segments_BT: jax.Array | None = None
     key_segments_BS: jax.Array | None = None
 
+    def narrowed(self, window: int) -> Mask:
+        """The same mask with at most this window; 0 changes nothing."""
+        if not window:
+            return self
+        return dataclasses.replace(self, window=window if self.window is None else min(window, self.window))
+
     def dense(self, query_positions_BT: jax.Array, key_positions_BS: jax.Array) -> jax.Array | None:
         """The mask as booleans [B, 1, T, S] (B may be 1), or None when every key is visible."""
         t, s = query_positions_BT[:, :, None], key_positions_BS[:, None, :]

@@ -55,6 +55,13 @@ class NoPosition(nnx.Module):
         """Acts on values [B, heads, T, head_dim]."""
         return v_BHTK
 
+    def place(
+        self, k_BGTK: jax.Array | None, v_BGTU: jax.Array, positions_BT: jax.Array
+    ) -> tuple[jax.Array | None, jax.Array]:
+        """Keys, if there are any, and values of tokens that stand at these positions."""
+        k_BGTK = None if k_BGTK is None else self.rotate(k_BGTK, positions_BT)
+        return k_BGTK, self.rotate_value(v_BGTU, positions_BT)
+
     def unrotate_output(self, o_BHTK: jax.Array, positions_BT: jax.Array) -> jax.Array:
         """Acts on head outputs [B, heads, T, head_dim], at the positions of the queries."""
         return o_BHTK
