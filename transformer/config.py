@@ -245,7 +245,6 @@ def _check(config: Config) -> None:
         "optimizer.weight_decay": optimizer.weight_decay,
         "optimizer.clip": optimizer.clip,
         "decode.max_new_tokens": config.decode.max_new_tokens,
-        "decode.temperature": config.decode.temperature,
     }
     fractions = {
         "model.dropout": model.dropout,

@@ -238,11 +238,14 @@ class Eval(Section):
 
 @dataclasses.dataclass(frozen=True)
 class Decode(Section):
-    """Sampling text."""
+    """Generating text."""
 
     prompt: str = field("", "text to continue; empty: the first tokens of the validation split")
-    max_new_tokens: int = field(200, "tokens to generate")
-    temperature: float = field(0.8, "softmax temperature of the sampled text; greedy is always shown too")
+    max_new_tokens: int = field(200, "tokens to generate; 0: none")
+    sampler: str = choice(
+        "sample", "transformer.inference.sampling:SAMPLERS", "how tokens are chosen; greedy is always shown too"
+    )
+    cache: str = choice("full", "transformer.model.cache:CACHES", "which earlier tokens are kept while decoding")
 
 
 @dataclasses.dataclass(frozen=True)

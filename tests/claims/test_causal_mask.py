@@ -11,6 +11,7 @@ import pytest
 
 from transformer import Config, build, replace
 from transformer.inference.generate import generate
+from transformer.inference.sampling import Greedy, Sample
 from transformer.model.masks import Mask
 
 V, T = 17, 6
@@ -114,15 +115,21 @@ class TestTeacherForcingEqualsStepwise:
 
 def check_generates(model) -> None:
     prompt = np.asarray(tokens()[:, :3])
-    out = generate(model, prompt, 5, temperature=1.0, seed=3)
+
+    def text(seed: int | None = None) -> np.ndarray:
+        return np.stack(generate(model, prompt, 5, Sample() if seed else Greedy(), seed=seed or 0).rows)
+
+    out = text(seed=3)
     assert out.shape == (2, 8), "stops at the length limit"
     assert np.array_equal(out[:, :3], prompt), "the prompt is kept"
-    assert np.array_equal(out, generate(model, prompt, 5, temperature=1.0, seed=3)), "one seed, one text"
-    assert not np.array_equal(out, generate(model, prompt, 5, temperature=1.0, seed=4)), "the seed matters"
-    greedy = generate(model, prompt, 5)
+    assert np.array_equal(out, text(seed=3)), "one seed, one text"
+    assert not np.array_equal(out, text(seed=4)), "the seed matters"
+    greedy = text()
     forward = jax.jit(lambda x: model(x))
     for t in range(3, 8):  # each token is the one the full pass over what precedes it prefers
         assert np.array_equal(greedy[:, t], np.asarray(forward(jnp.asarray(greedy[:, :t]))[:, -1].argmax(-1)))
+    stopped = generate(model, prompt, 5, stop_tokens=[int(greedy[0, 5])])
+    assert stopped.new_length_B[0] == 1 + list(greedy[0, 3:]).index(greedy[0, 5]), "stops at the stop token"
 
 
 class TestGenerates:
@@ -133,7 +140,7 @@ class TestGenerates:
     def test_sabotage(self, monkeypatch):
         from transformer.model.cache import CacheWriter
 
-        monkeypatch.setattr(CacheWriter, "append", lambda self, layer, k, v: (self.keys[layer], self.values[layer]))
+        monkeypatch.setattr(CacheWriter, "_store", lambda self, stored, layer, new: stored[layer])
         jax.clear_caches()
         with pytest.raises(AssertionError):
             check_generates(tiny("learned"))

@@ -7,12 +7,13 @@ import functools
 import time
 from typing import Any
 
-import jax
 import numpy as np
 
 from transformer.data.batching import Dataset
 from transformer.errors import DataError, UserError
 from transformer.inference.generate import generate
+from transformer.inference.sampling import SAMPLERS, Greedy
+from transformer.model.cache import CACHES
 from transformer.registry import Registry
 from transformer.training.evaluation import evaluate
 from transformer.training.run import LoadedRun, load_dataset
@@ -75,9 +76,9 @@ def check_position(subject: Subject) -> dict[str, Any]:
 
 @CHECKS.register("generate")
 def check_generate(subject: Subject) -> dict[str, Any]:
-    """A greedy and a sampled continuation, and decoding speed."""
+    """A greedy continuation, one by `decode.sampler`, and decoding speed."""
     run, decode = subject.run, subject.run.config.decode
-    known = run.model.position.cache_length or run.model.position.max_length
+    known = run.model.position.max_length or run.model.position.cache_length
     if decode.prompt:
         prompt = run.vocabulary.encode(decode.prompt)[None]
     else:  # from the split, and short enough to leave room for an answer
@@ -90,9 +91,13 @@ def check_generate(subject: Subject) -> dict[str, Any]:
         )
     count = min(decode.max_new_tokens, room)
     texts: dict[str, Any] = {"prompt": run.vocabulary.decode(prompt[0]), "new_tokens": count}
-    for name, temperature in (("greedy", 0.0), ("sampled", decode.temperature)):
-        tokens = generate(run.model, prompt, count, temperature, run.config.seed)
-        texts[name] = run.vocabulary.decode(tokens[0, prompt.shape[1] :])
+    if not count:
+        return texts
+    cache = CACHES.build(decode.cache, run.config)
+    chosen = SAMPLERS.build(decode.sampler, decode)
+    for name, sampler in {"greedy": Greedy(), decode.sampler: chosen}.items():
+        answer = generate(run.model, prompt, count, sampler, cache=cache, seed=run.config.seed)
+        texts[name] = run.vocabulary.decode(answer.new[0])
     started = time.perf_counter()
-    jax.block_until_ready(generate(run.model, prompt, count, decode.temperature, run.config.seed + 1))
+    generate(run.model, prompt, count, chosen, cache=cache, seed=run.config.seed + 1)
     return {**texts, "tokens_per_second": count / (time.perf_counter() - started)}

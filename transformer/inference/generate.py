@@ -1,68 +1,155 @@
-"""Continuing text, one compiled loop over a key-value cache."""
+"""Continuing text: prompts of any lengths, any sampler and cache, one compiled loop without a word to the host."""
 
 from __future__ import annotations
 
-import functools
+import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from transformer.errors import UserError
+from transformer.inference.beam import search
+from transformer.inference.feed import Conditions
+from transformer.inference.sampling import Beam, Greedy, Sample, Sampler
+from transformer.inference.token_loop import extend
+from transformer.model.cache import Layout
+
+Prompts = np.ndarray | Sequence[Sequence[int] | np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Generation:
+    """Prompts and what follows them.
+
+    Attributes:
+      new_BN: new tokens, int32; 0 after the end of a row.
+      new_length_B: how many there are, the stop token included.
+      prompts: as they were given, one array per row.
+      score_B: of beam search: log-probability of the new tokens / their number ^ length_penalty; else None.
+    """
+
+    new_BN: np.ndarray
+    new_length_B: np.ndarray
+    prompts: tuple[np.ndarray, ...]
+    score_B: np.ndarray | None = None
+
+    @property
+    def new(self) -> list[np.ndarray]:
+        """The new tokens of each row."""
+        return [row[:length] for row, length in zip(self.new_BN, self.new_length_B, strict=True)]
+
+    @property
+    def rows(self) -> list[np.ndarray]:
+        """Each prompt with its continuation."""
+        return [np.concatenate([prompt, new]) for prompt, new in zip(self.prompts, self.new, strict=True)]
 
 
 def generate(
-    model: Any, prompt_BT: np.ndarray, max_new_tokens: int, temperature: float = 0.0, seed: int = 0
-) -> np.ndarray:
-    """Extends each row of a prompt.
+    model: Any,
+    prompts: Prompts,
+    max_new_tokens: int | Sequence[int],
+    sampler: Sampler | None = None,
+    *,
+    cache: Layout | None = None,
+    stop_tokens: Sequence[int] = (),
+    seed: int | Sequence[int] = 0,
+    conditions: Conditions | None = None,
+) -> Generation:
+    """Continues every prompt until a stop token or its number of new tokens.
+
+    Compiled once per model, sampler and size: lengths are rounded up to buckets, so that a prompt of another length
+    seldom compiles anything, and temperature, thresholds, seeds, stop tokens and limits never do.
 
     Args:
-      model: a causal model, as `load(...).model`.
-      prompt_BT: token ids, all rows of one length, at least one token.
-      max_new_tokens: tokens to add.
-      temperature: 0 takes the most likely token; otherwise samples from softmax(logits / temperature).
-      seed: of the sampling.
-
-    Returns:
-      [B, T + max_new_tokens] token ids.
+      model: as `load(...).model`.
+      prompts: token ids [B, T], or a list of rows of any lengths, each at least one token.
+      max_new_tokens: limit for all rows, or one for each.
+      sampler: by default greedy.
+      cache: which tokens attention still sees; by default all, with as much room as it takes.
+      stop_tokens: ids that end a row; they are part of it.
+      seed: of the draws. A number gives every row a stream of its own; a list names the stream of each row, and then
+        a row is the same in any batch.
+      conditions: what else the model reads, such as a source text.
 
     Raises:
-      UserError: an empty prompt, or more positions than the model knows.
+      UserError: an empty prompt, no new tokens, more positions than the model knows or the cache holds, or settings
+        that leave nothing to choose; before anything is compiled.
     """
-    prompt_BT = np.asarray(prompt_BT, np.int32)
-    length = prompt_BT.shape[1] + max_new_tokens
-    if prompt_BT.shape[1] == 0:
-        raise UserError("The prompt is empty: generation needs at least one token to start from.")
-    if model.position.max_length is not None and length > model.position.max_length:
-        raise UserError(
-            f"{prompt_BT.shape[1]} prompt tokens and {max_new_tokens} new ones need {length} positions, but the "
-            f"model knows {model.position.max_length}; shorten the prompt or decode.max_new_tokens."
-        )
-    if max_new_tokens == 0:
-        return prompt_BT
+    rows = _rows(prompts)
+    limit_B = np.broadcast_to(np.asarray(max_new_tokens, np.int32), (len(rows),))
+    if limit_B.min() < 1:
+        raise UserError(f"max_new_tokens={limit_B.min()} leaves nothing to generate; ask for at least 1.")
+    sampler = Greedy() if sampler is None else sampler
+    if problem := sampler.problem():
+        raise UserError(problem)
+    if isinstance(sampler, Sample) and sampler.temperature == 0:
+        sampler = Greedy()
+    length_B = np.array([len(row) for row in rows], np.int32)
+    layout = _layout(model, cache, length_B, limit_B)
+    most = model.position.max_length if layout.forgets else layout.capacity
+    prompt_BP = np.zeros((len(rows), _bucket(int(length_B.max()), most)), np.int32)
+    for at, row in enumerate(rows):
+        prompt_BP[at, : len(row)] = row
+    room = _bucket(int(limit_B.max()))
     structure, weights = nnx.split(model)
-    new_BN = _continue(structure, weights, prompt_BT, jnp.float32(temperature), jax.random.key(seed), max_new_tokens)
-    return np.concatenate([prompt_BT, np.asarray(new_BN)], axis=1)
+    inputs = (structure, weights, prompt_BP, length_B, limit_B, np.asarray(stop_tokens, np.int32))
+    if isinstance(sampler, Beam):
+        new_BN, count_B, score_B = jax.device_get(search(*inputs, sampler, conditions, layout, room))
+    else:
+        new_BN, count_B = jax.device_get(extend(*inputs, sampler, _keys(seed, len(rows)), conditions, layout, room))
+        score_B = None
+    return Generation(new_BN[:, : limit_B.max()], count_B, tuple(rows), score_B)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 5))
-def _continue(
-    structure: Any, weights: Any, prompt_BT: jax.Array, temperature: jax.Array, key: jax.Array, count: int
-) -> jax.Array:
-    model = nnx.merge(structure, weights)
-    batch, length = prompt_BT.shape
-    logits_BTV, cache = model(prompt_BT, cache=model.empty_cache(batch, length + count))
+def _rows(prompts: Prompts) -> list[np.ndarray]:
+    rows = [np.asarray(row, np.int32) for row in prompts]
+    if not rows:
+        raise UserError("There is no prompt: generation needs at least one row.")
+    for at, row in enumerate(rows):
+        if row.ndim != 1:
+            raise UserError(f"Prompt row {at} has shape {row.shape}: it must be a flat list of token ids.")
+        if not len(row):
+            raise UserError(f"Prompt row {at} is empty: generation needs at least one token to start from.")
+    return rows
 
-    def choose(step: jax.Array, logits_BV: jax.Array) -> jax.Array:
-        sampled = jax.random.categorical(jax.random.fold_in(key, step), logits_BV / jnp.maximum(temperature, 1e-6))
-        return jnp.where(temperature == 0, logits_BV.argmax(axis=-1), sampled).astype(jnp.int32)
 
-    def body(step: jax.Array, carry: Any) -> Any:
-        out_BN, cache = carry
-        logits_B1V, cache = model(jax.lax.dynamic_slice_in_dim(out_BN, step - 1, 1, axis=1), cache=cache)
-        return out_BN.at[:, step].set(choose(step, logits_B1V[:, 0])), cache
+def _layout(model: Any, cache: Layout | None, length_B: np.ndarray, limit_B: np.ndarray) -> Layout:
+    """The cache's layout, once it is sure that the longest row fits into it and into the model."""
+    at = int(np.argmax(length_B + limit_B))
+    prompt, new = int(length_B[at]), int(limit_B[at])
+    wanted = f"{prompt} prompt tokens and {new} new ones"
+    known = model.position.max_length
+    if known is not None and prompt + new > known:
+        raise UserError(
+            f"{wanted} need {prompt + new} positions, but the model knows {known}; shorten the prompt or "
+            "decode.max_new_tokens."
+        )
+    if cache is None:
+        room = _bucket(int(length_B.max())) + _bucket(int(limit_B.max()))
+        limits = [n for n in (known, model.position.cache_length) if n is not None]
+        return Layout(max(prompt + new, min([room, *limits])))
+    if not cache.forgets and prompt + new > cache.capacity:
+        raise UserError(
+            f"{wanted} do not fit into a cache of {cache.capacity}; shorten one of them, raise decode.cache_capacity, "
+            "or use decode.cache=sink_window or sliding."
+        )
+    return cache
 
-    out_BN = jnp.zeros((batch, count), jnp.int32).at[:, 0].set(choose(jnp.int32(0), logits_BTV[:, -1]))
-    return jax.lax.fori_loop(1, count, body, (out_BN, cache))[0]
+
+def _bucket(number: int, most: int | None = None) -> int:
+    """The number rounded up, by less than a quarter: 16, 20, 24, 28, 32, 40, ...; at most `most`."""
+    step = max(4, 2 ** ((number - 1).bit_length() - 3))
+    rounded = max(16, -(-number // step) * step)
+    return rounded if most is None else max(number, min(rounded, most))
+
+
+def _keys(seed: int | Sequence[int], batch: int) -> jax.Array:
+    """One random key per row."""
+    if isinstance(seed, int | np.integer):
+        return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), np.arange(batch))
+    if len(seed) != batch:
+        raise UserError(f"{len(seed)} seeds were given for {batch} prompts; give one number, or one for each.")
+    return jax.vmap(jax.random.key)(np.asarray(seed))

@@ -325,7 +325,7 @@ def _refuse_overflow(fits_BT: jax.Array | None, cache: Cache, length: int) -> No
     if fits_BT is None or isinstance(fits_BT, jax.core.Tracer) or bool(fits_BT.all()):
         return
     held = int(cache.length_B.max())
-    remedy = "use a larger cache" if not cache.layout.forgets else "add them one by one"
+    remedy = "add them one by one" if cache.layout.forgets else "use a larger cache"
     raise UserError(
         f"A cache of {cache.capacity} tokens that holds {held} has no room for {length} more at once; {remedy}."
     )
