@@ -18,7 +18,7 @@ from typing import Any
 
 from transformer.errors import ConfigError, DataError
 from transformer.registry import Registry
-from transformer.schema import Data, field
+from transformer.schema import Data, choice, field
 
 SOURCES = Registry("data.source")
 
@@ -305,3 +305,28 @@ def tfds(section: Data) -> Corpus:
     from transformer.data import tfds_source
 
     return tfds_source.corpus(section)
+
+
+# --- tasks ---------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskParameters:
+    """Which synthetic task."""
+
+    task: str = choice("copy", "transformer.data.tasks:TASKS", "task whose rows are drawn on the device")
+
+
+@SOURCES.register("task", parameters=TaskParameters, check=lambda config: _task_problem(config.data))
+def task(section: Data) -> Any:
+    """A synthetic task with known answers; its rows are drawn on the device and never stored."""
+    from transformer.data.tasks import make_task
+
+    return make_task(section)
+
+
+def _task_problem(section: Any) -> str | None:
+    from transformer.data.tasks import TASKS
+
+    problem = TASKS[section.task].build.problem(section)  # type: ignore[attr-defined]
+    return f"with data.task={section.task}, {problem}" if problem else None

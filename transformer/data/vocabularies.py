@@ -188,6 +188,40 @@ class Characters(Vocabulary):
         return {"characters": self.characters, "separated": self.separated}
 
 
+class Symbols(Vocabulary):
+    """The named symbols of a synthetic task, written with spaces between them.
+
+    Args:
+      symbols: every name once, in the order of the ids; no name holds a space.
+    """
+
+    name = "symbols"
+
+    def __init__(self, symbols: Iterable[str]):
+        self.symbols = tuple(symbols)
+        self.size, self.eos, self.specials = len(self.symbols), None, {}
+        self.bytes_per_token = np.zeros(self.size, np.int32)  # a loss per byte would mean nothing
+        self._id_of = {symbol: i for i, symbol in enumerate(self.symbols)}
+
+    def encode(self, text: str | bytes) -> np.ndarray:
+        """As in the base class.
+
+        Raises:
+          DataError: a word that names no symbol.
+        """
+        words = as_text(text, self.name).split()
+        for word in words:
+            if word not in self._id_of:
+                raise DataError(f"{word!r} names no symbol of this task; they are: {' '.join(self.symbols)}.")
+        return np.array([self._id_of[word] for word in words], self.dtype)
+
+    def decode(self, ids: Iterable[int] | np.ndarray) -> str:
+        return " ".join(self.symbols[i] for i in np.asarray(ids).reshape(-1) if i < len(self.symbols))
+
+    def parameters(self) -> dict[str, Any]:
+        return {"symbols": list(self.symbols)}
+
+
 def as_text(text: str | bytes, vocabulary: str) -> str:
     """Bytes of UTF-8 as str.
 
