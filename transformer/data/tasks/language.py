@@ -271,8 +271,8 @@ class Languages(Layout):
 
 @TASKS.register("translation", parameters=Languages)
 class Translation(QuestionAnswer):
-    """Clauses `[adjective] noun verb` into `verb noun [adjective]`, word for word by a fixed lexicon, verb and adjective
-    in the gender of the noun."""
+    """Clauses `[adjective] noun verb` into `verb noun [adjective]`, word for word by a fixed lexicon, verb and
+    adjective in the gender of the noun."""
 
     splits = (*SPLITS, "long")
 
