@@ -29,7 +29,8 @@ class Task(abc.ABC):
     Attributes:
       layouts: entries of LAYOUTS the task can be written in.
       splits: names that `sample` takes. `long` rows are longer than any training row.
-      vocabulary: names of the symbols, then the special tokens the task uses.
+      symbol_names: names of the symbols.
+      vocabulary: the symbols, then the special tokens the task uses.
       entropy: nats per weighted target that no predictor can beat on average; 0 where the answer is certain.
       ceiling: accuracy of the best predictor.
 
@@ -51,7 +52,8 @@ class Task(abc.ABC):
         self.section = section
         if problem := self.problem(section):
             raise ConfigError(f"data.task={section.task}: {problem}")
-        self.vocabulary = Symbols(self.symbols()).with_specials(self.specials)
+        self.symbol_names = self.symbols()
+        self.vocabulary = Symbols(self.symbol_names).with_specials(self.specials)
         self.pad = self.vocabulary.special("pad")
 
     @classmethod
@@ -138,7 +140,7 @@ class Task(abc.ABC):
 
     def name(self, token: int) -> str:
         """The symbol of an id, or a special token in angle brackets."""
-        known = self.vocabulary.symbols
+        known = self.symbol_names
         names = {i: f"<{name}>" for name, i in self.vocabulary.specials.items()}
         return known[token] if token < len(known) else names[int(token)]
 
@@ -233,8 +235,8 @@ class QuestionAnswer(Task):
       ended: whether answers vary in length, and the special token `eos` ends them.
     """
 
-    layouts = ("sequence", "pair")
-    specials = ("pad", "eos", "sep")
+    layouts: ClassVar[tuple[str, ...]] = ("sequence", "pair")
+    specials: ClassVar[tuple[str, ...]] = ("pad", "eos", "sep")
     answers: range | None = None
 
     def __init__(self, section: Data):
@@ -330,8 +332,8 @@ class QuestionAnswer(Task):
         return inside_L.astype(jnp.int32) if ragged else None
 
     def trivial(self, batch: Batch) -> np.ndarray:
-        labelled = batch.labels is not None and self.answers is not None
-        return np.full_like(self.targets(batch), self.guess - self.answers.start if labelled else self.guess)
+        first = 0 if batch.labels is None or self.answers is None else self.answers.start
+        return np.full_like(self.targets(batch), self.guess - first)
 
     def oracle(self, batch: Batch) -> np.ndarray:
         predictions = np.full_like(self.targets(batch), self.pad)

@@ -36,7 +36,7 @@ class Role(QuestionAnswer):
         return Question(jnp.stack([pair[0], verb, pair[1]]), pair[role][None], len(NOUNS) + len(VERBS) + role)
 
     def solve(self, question: list[int], start: int) -> list[int]:
-        asks_for_agent = self.vocabulary.symbols[start] == "agent?"
+        asks_for_agent = self.symbol_names[start] == "agent?"
         return [question[0] if asks_for_agent else question[2]]
 
     def trivial(self, batch: Batch) -> np.ndarray:
@@ -90,7 +90,7 @@ class Homonym(Sized):
         return Question(question_S, sense[None], None, n if self.ragged else None, None, place)
 
     def solve(self, question: list[int], start: int) -> list[int]:
-        names = [self.vocabulary.symbols[token] for token in question]
+        names = [self.symbol_names[token] for token in question]
         cue = names[names.index("bank") + self.section.task_cue]
         return [self.kinds.index(cue.rstrip("0123456789"))]
 
@@ -147,7 +147,8 @@ class Agreement(Stream):
         return padded(tokens_L, (jnp.arange(len(tokens_L)) >= words_C.size).astype(jnp.float32), kept_L, self.pad)
 
     def predict(self, past: list[int]) -> int:
-        words, open_heads = [self.name(token) for token in past], []
+        words = [self.name(token) for token in past]
+        open_heads: list[str] = []
         for before, word in zip(["that", *words], words, strict=False):
             if word in ("is", "are"):
                 open_heads.pop()
