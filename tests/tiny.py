@@ -10,6 +10,7 @@ import numpy as np
 from flax import nnx
 
 from transformer.config import FieldInfo, resolve, schema
+from transformer.data.tasks import TASKS
 from transformer.model import build, declare
 from transformer.model.initialization import path_name
 from transformer.model.positions import OUT_OF_RANGE
@@ -34,6 +35,10 @@ OVERRIDES: dict[str, Any] = {
 NEEDED: dict[tuple[str, Any], dict[str, Any]] = {
     ("data.source", "text"): {"data.path": "somewhere.txt"},
     ("data.source", "tfds"): {"data.tfds_name": "some_corpus"},
+    **{("data.task", kind): {"data.source": "task"} for kind in TASKS},
+    ("data.task_layout", "pair"): {"data.source": "task"},
+    ("data.task_layout", "label"): {"data.source": "task", "data.task": "majority"},
+    ("data.task_layout", "tag"): {"data.source": "task", "data.task": "homonym"},
     **{("model.position.out_of_range", kind): {"model.position.kind": "learned"} for kind in OUT_OF_RANGE},
 }
 del NEEDED["model.position.out_of_range", "error"]  # the default
@@ -111,6 +116,8 @@ def label(overrides: dict[str, Any]) -> str:
 OTHER: dict[str, tuple[Any, ...]] = {
     "init_seed": (7,),
     "data_seed": (7,),
+    "data.task_prime": (11,),
+    "data.task_position": (0.5,),
     "model.d_model": (24,),
     "model.attention.num_heads": (4, 2),
     "model.attention.head_dim": (6,),
