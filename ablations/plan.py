@@ -11,8 +11,6 @@ from ablations.lint import Warning, lint
 from ablations.power import equivalence_margin_needed, minimum_detectable_effect
 from ablations.profiles import check_limits
 from transformer.analysis import accounting, estimate
-from transformer.model import declare, split
-from transformer.schema import Config
 
 ASSUMED_SIGMA = 0.02  # nats; paired differences of structurally different arms at quick scale
 STEP_OVERHEAD = 2e-3  # seconds; what a step costs on a CPU beside its arithmetic
@@ -93,7 +91,6 @@ def make(name: str, profile: str, runs: Path, workers: int) -> Plan:
 
 def _row(arm: ArmCell, note: str, runs: Path, rate: float) -> Row:
     config = arm.config
-    params = declared_parameters(config)
     records, _ = store.read_arm(arm.directory(runs))
     scores = store.scores(records, arm.metric)
     needed = arm.members(scores)
@@ -106,7 +103,7 @@ def _row(arm: ArmCell, note: str, runs: Path, rate: float) -> Row:
     return Row(
         arm.label,
         note,
-        sum(accounting.parameters_by_component(params).values()),
+        sum(accounting.declared_components(config).values()),
         flops,
         tokens,
         members,
@@ -117,17 +114,7 @@ def _row(arm: ArmCell, note: str, runs: Path, rate: float) -> Row:
 
 def parameter_counts(arms: list[ArmCell]) -> dict[str, int]:
     """Label of an arm -> its number of parameters, before anything is drawn."""
-    return {
-        arm.label: sum(accounting.parameters_by_component(declared_parameters(arm.config)).values()) for arm in arms
-    }
-
-
-def declared_parameters(config: Config) -> dict:
-    """The parameter tree of a config as shapes."""
-    from flax import nnx
-
-    _, params, _ = split(declare(config))
-    return nnx.to_pure_dict(params)
+    return {arm.label: sum(accounting.declared_components(arm.config).values()) for arm in arms}
 
 
 def _measured_sigma(name: str, profile: str, runs: Path) -> float | None:

@@ -48,6 +48,8 @@ NOT_RUN = {
     "make lint": "runs beside the tests in .ci/run, and takes as long as all tests of this file",
     "make test": "this is one of its tests",
     "source .venv/bin/activate": "belongs to an interactive shell",
+    "python train.py --config=configs/gpt2.py:gpt2_124m": "wants an accelerator",
+    "python train.py --config=configs/llama.py:llama2_7b": "wants many accelerators",
     "python train.py --config=configs/shakespeare_char.py": "needs the network, for TFDS",
     "python train.py --config=configs/shakespeare_char_cpu.py": "needs the network, for TFDS",
 }
@@ -129,7 +131,7 @@ def shortened(command: str) -> list[str]:
         return [*python, *words[1:]]
     if words[:4] == ["python", "-m", "ablations", "run"]:  # trains for minutes: shows what it would train instead
         return [*python, "-m", "ablations", "plan", *words[4:]]
-    if words[:3] == ["python", "-m", "ablations"]:
+    if words[:3] in (["python", "-m", "ablations"], ["python", "-m", "transformer.analysis.accounting"]):
         return [*python, *words[1:]]
     raise AssertionError(f"a document shows {command!r}: teach this test to run it, or list it in NOT_RUN")
 

@@ -12,10 +12,12 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import jax
+from flax import nnx
 
 from transformer.analysis import flops, memory
 from transformer.analysis.flops import Operations
 from transformer.errors import UserError
+from transformer.model import declare, split
 from transformer.model.initialization import path_name
 from transformer.schema import Config
 
@@ -36,6 +38,16 @@ def parameters_by_component(params: Any) -> dict[str, int]:
         in_norm = any(part.endswith("norm") for part in parts)
         counts["norm" if in_norm else component] += math.prod(leaf.shape)
     return dict(counts)
+
+
+def declared_components(config: Config, vocab_size: int = 0) -> dict[str, int]:
+    """`parameters_by_component` of a config; nothing is drawn, so any size takes a moment.
+
+    Args:
+      vocab_size: that of the data, for a config that leaves it to them; 0: the byte vocabulary.
+    """
+    _, params, _ = split(declare(config, vocab_size))
+    return parameters_by_component(nnx.to_pure_dict(params))
 
 
 def forward_operations(program: Program) -> Operations:

@@ -1,0 +1,31 @@
+"""Named models have the number of parameters that their authors state, and the sizes of their checkpoints."""
+
+from __future__ import annotations
+
+import pytest
+
+from transformer.analysis import accounting
+from transformer.analysis.presets import PRESETS
+
+# Counted in the released checkpoints, to the last parameter.
+EXACT = {
+    "gpt2_124m": 124_439_808,
+    "gpt2_355m": 354_823_168,
+    "gpt2_774m": 774_030_080,
+    "gpt2_1558m": 1_557_611_200,
+    "llama2_7b": 6_738_415_616,
+    "llama2_13b": 13_015_864_320,
+    "llama2_70b": 68_976_648_192,
+    "llama3_8b": 8_030_261_248,
+    "llama3_70b": 70_553_706_496,
+}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_parameters_are_those_published(name):
+    preset = PRESETS[name]
+    counted = sum(accounting.declared_components(preset.config()).values())
+    assert counted == pytest.approx(preset.published, rel=0.01)
+    assert preset.source
+    if name in EXACT:
+        assert counted == EXACT[name]

@@ -1,0 +1,102 @@
+"""Named models as settings of the same switches, with the number of parameters their authors state.
+
+For accounting, and as the sizes of `configs/gpt2.py` and `configs/llama.py`. A preset holds what decides the function a
+model computes; data, optimizer and length of training belong to a config.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from transformer.config import apply_overrides, default_config, resolve
+from transformer.schema import Config
+
+
+@dataclasses.dataclass(frozen=True)
+class Preset:
+    """One named model.
+
+    Attributes:
+      overrides: its settings, by dotted name.
+      published: parameters as stated, rounded as stated.
+      source: where.
+    """
+
+    overrides: dict[str, Any]
+    published: float
+    source: str
+
+    def config(self) -> Config:
+        """The settings on top of the defaults."""
+        return resolve(apply_overrides(default_config(), self.overrides))
+
+
+GPT2_STYLE: dict[str, Any] = {
+    "model.position.kind": "learned",
+    "model.norm.kind": "layernorm",
+    "model.norm.bias": True,
+    "model.norm.epsilon": 1e-5,
+    "model.attention.bias": True,
+    "model.ffn.kind": "gelu_tanh",
+    "model.ffn.bias": True,
+    "model.embedding.tie": True,
+    "model.init.scheme": "gpt2",
+}
+LLAMA_STYLE: dict[str, Any] = {
+    "model.position.kind": "rope",
+    "model.norm.kind": "rmsnorm",
+    "model.norm.epsilon": 1e-5,
+    "model.ffn.kind": "swiglu",
+    "model.embedding.tie": False,
+}
+
+
+def _gpt(layers: int, width: int, heads: int, length: int = 1024) -> dict[str, Any]:
+    return {
+        **GPT2_STYLE,
+        "model.num_layers": layers,
+        "model.d_model": width,
+        "model.attention.num_heads": heads,
+        "model.vocab_size": 50257,
+        "data.sequence_length": length,
+    }
+
+
+def _llama2(layers: int, width: int, heads: int, hidden: int, kv_heads: int = 0) -> dict[str, Any]:
+    return {
+        **LLAMA_STYLE,
+        "model.num_layers": layers,
+        "model.d_model": width,
+        "model.attention.num_heads": heads,
+        "model.attention.num_kv_heads": kv_heads,
+        "model.ffn.ratio": hidden / width,
+        "model.vocab_size": 32000,
+        "data.sequence_length": 4096,
+    }
+
+
+def _llama3(layers: int, width: int, heads: int, hidden: int) -> dict[str, Any]:
+    return {
+        **_llama2(layers, width, heads, hidden, kv_heads=8),
+        "model.position.rope_base": 500_000.0,
+        "model.vocab_size": 128256,
+        "data.sequence_length": 8192,
+    }
+
+
+GPT2_SOURCE = "names of the released checkpoints, github.com/openai/gpt-2 (Radford et al. 2019 count 117M to 1542M)"
+LLAMA_SOURCE = "parameters of the released checkpoint as its Hugging Face model card counts them"
+
+PRESETS: dict[str, Preset] = {
+    "gpt2_124m": Preset(_gpt(12, 768, 12), 124e6, GPT2_SOURCE),
+    "gpt2_355m": Preset(_gpt(24, 1024, 16), 355e6, GPT2_SOURCE),
+    "gpt2_774m": Preset(_gpt(36, 1280, 20), 774e6, GPT2_SOURCE),
+    "gpt2_1558m": Preset(_gpt(48, 1600, 25), 1558e6, GPT2_SOURCE),
+    "gpt3_175b": Preset(_gpt(96, 12288, 96, length=2048), 175.0e9, "Brown et al. 2020, table 2.1"),
+    "llama2_7b": Preset(_llama2(32, 4096, 32, 11008), 6.74e9, LLAMA_SOURCE),
+    "llama2_13b": Preset(_llama2(40, 5120, 40, 13824), 13.0e9, LLAMA_SOURCE),
+    "llama2_70b": Preset(_llama2(80, 8192, 64, 28672, kv_heads=8), 69.0e9, LLAMA_SOURCE),
+    "llama3_8b": Preset(_llama3(32, 4096, 32, 14336), 8.03e9, LLAMA_SOURCE),
+    "llama3_70b": Preset(_llama3(80, 8192, 64, 28672), 70.6e9, LLAMA_SOURCE),
+}
