@@ -15,9 +15,7 @@ vocabulary but reads the bytes of the default corpus until data.source and data.
 no text is seen twice; batches of 32 windows instead of 512 (train.batch_size, train.accumulate).
 """
 
-from transformer.analysis.presets import GPT2_STYLE, PRESETS
-from transformer.config import apply_overrides, default_config
-from transformer.errors import ConfigError
+from transformer.analysis.presets import GPT2_STYLE, sized
 
 SIZES = ("gpt2_124m", "gpt2_355m", "gpt2_774m", "gpt2_1558m", "gpt3_175b")
 TINY = {
@@ -45,7 +43,4 @@ RECIPE = {
 
 
 def get_config(size="tiny"):
-    sizes = {"tiny": TINY, **{name: {**PRESETS[name].overrides, **RECIPE} for name in SIZES}}
-    if size not in sizes:
-        raise ConfigError(f"configs/gpt2.py has no size {size!r}; there are: {', '.join(sizes)}.")
-    return apply_overrides(default_config(), sizes[size])
+    return sized(size, {"tiny": TINY}, SIZES, RECIPE)

@@ -15,9 +15,7 @@ clipping are those of Llama 2 (section 2.2); the corpus is not theirs, batches h
 default corpus until data.source and data.vocabulary say otherwise.
 """
 
-from transformer.analysis.presets import LLAMA_STYLE, PRESETS
-from transformer.config import apply_overrides, default_config
-from transformer.errors import ConfigError
+from transformer.analysis.presets import LLAMA_STYLE, sized
 
 SIZES = ("llama2_7b", "llama2_13b", "llama2_70b", "llama3_8b", "llama3_70b")
 TINY = {
@@ -51,7 +49,4 @@ RECIPE = {
 
 
 def get_config(size="tiny"):
-    sizes = {"tiny": TINY, **{name: {**PRESETS[name].overrides, **RECIPE} for name in SIZES}}
-    if size not in sizes:
-        raise ConfigError(f"configs/llama.py has no size {size!r}; there are: {', '.join(sizes)}.")
-    return apply_overrides(default_config(), sizes[size])
+    return sized(size, {"tiny": TINY}, SIZES, RECIPE)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from transformer.analysis import accounting
-from transformer.analysis.presets import PRESETS
+from transformer.analysis.presets import PRESETS, sized
+from transformer.errors import ConfigError
 
 # Counted in the released checkpoints, to the last parameter.
 EXACT = {
@@ -29,3 +30,14 @@ def test_parameters_are_those_published(name):
     assert preset.source
     if name in EXACT:
         assert counted == EXACT[name]
+
+
+def test_a_size_that_does_not_exist():
+    with pytest.raises(ConfigError, match=r"no size 'gpt2_125m'; there are: tiny, gpt2_124m\. Did you mean"):
+        sized("gpt2_125m", {"tiny": {}}, ("gpt2_124m",), {})
+
+
+def test_a_named_size_is_the_preset_with_a_recipe():
+    made = sized("gpt2_124m", {"tiny": {}}, ("gpt2_124m",), {"train.steps": 7})
+    assert made.model.d_model == 768 and made.train.steps == 7
+    assert sized("tiny", {"tiny": {"model.d_model": 64}}, (), {"train.steps": 7}).train.steps != 7

@@ -24,6 +24,7 @@ import numpy as np
 from flax import nnx
 
 from tests.tiny import named, nested
+from transformer.analysis.presets import GPT2_STYLE, LLAMA_STYLE
 from transformer.config import resolve
 from transformer.model import declare, split
 from transformer.model.initialization import path_name
@@ -163,23 +164,8 @@ SIZES = {
     "model.attention.num_heads": 4,
     "data.sequence_length": 12,
 }
-GPT2 = SIZES | {
-    "model.position.kind": "learned",
-    "model.norm.kind": "layernorm",
-    "model.norm.bias": True,
-    "model.norm.epsilon": 1e-5,
-    "model.attention.bias": True,
-    "model.ffn.kind": "gelu_tanh",
-    "model.ffn.bias": True,
-}
-LLAMA = SIZES | {
-    "model.attention.num_kv_heads": 2,
-    "model.norm.kind": "rmsnorm",
-    "model.norm.epsilon": 1e-5,
-    "model.ffn.kind": "swiglu",
-    "model.ffn.ratio": 1.5,
-    "model.embedding.tie": False,
-}
+GPT2 = SIZES | GPT2_STYLE
+LLAMA = SIZES | LLAMA_STYLE | {"model.attention.num_kv_heads": 2, "model.ffn.ratio": 1.5}
 MISTRAL = LLAMA | {"model.attention.window": 5}
 QWEN3 = LLAMA | {
     "model.attention.head_dim": 6,

@@ -10,6 +10,7 @@ import dataclasses
 from typing import Any
 
 from transformer.config import apply_overrides, default_config, resolve
+from transformer.errors import ConfigError, did_you_mean
 from transformer.schema import Config
 
 
@@ -30,6 +31,18 @@ class Preset:
     def config(self) -> Config:
         """The settings on top of the defaults."""
         return resolve(apply_overrides(default_config(), self.overrides))
+
+
+def sized(size: str, own: dict[str, dict[str, Any]], presets: tuple[str, ...], recipe: dict[str, Any]) -> Any:
+    """The ConfigDict of one size: of `own` overrides by name, or a preset with a recipe for its training.
+
+    Raises:
+      ConfigError: a size that is neither.
+    """
+    sizes = {**own, **{name: {**PRESETS[name].overrides, **recipe} for name in presets}}
+    if size not in sizes:
+        raise ConfigError(f"There is no size {size!r}; there are: {', '.join(sizes)}.{did_you_mean(size, sizes)}")
+    return apply_overrides(default_config(), sizes[size])
 
 
 GPT2_STYLE: dict[str, Any] = {
