@@ -33,7 +33,7 @@ OVERRIDES: dict[str, Any] = {
 
 # What an entry cannot be without.
 NEEDED: dict[tuple[str, Any], dict[str, Any]] = {
-    ("data.source", "text"): {"data.path": "somewhere.txt"},
+    **{("data.source", kind): {"data.path": "somewhere.txt"} for kind in ("text", "pairs", "labelled")},
     ("data.source", "tfds"): {"data.tfds_name": "some_corpus"},
     **{("data.task", kind): {"data.source": "task"} for kind in TASKS},
     ("data.task_layout", "pair"): {"data.source": "task"},

@@ -44,7 +44,7 @@ def same(a, b):
 def test_second_load_reads_the_cache_and_not_the_text(text, cache, monkeypatch, vocabulary):
     text = section(**{**dict(text.options), "source": "text", "vocabulary": vocabulary, "sequence_length": 32})
     first = dataset.load(text, cache)
-    monkeypatch.setattr(corpora, "_read_file", lambda path: pytest.fail("the text was read again"))
+    monkeypatch.setattr(corpora, "read_file", lambda path: pytest.fail("the text was read again"))
     second = dataset.load(text, cache)
     assert same(first, second)
     assert isinstance(second.splits["train"], np.memmap)

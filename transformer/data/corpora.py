@@ -201,6 +201,8 @@ class TextParameters:
     """Where the files are and what is held out."""
 
     path: str = field("", "text files: a path, a glob, or several separated by commas; .gz is unpacked")
+    validation_path: str = field("", "files that are the validation split; empty: a share of data.path")
+    test_path: str = field("", "files that are the test split; empty: a share of data.path")
     validation_fraction: float = field(0.1, "share of the tokens, before the test share, for validation")
     test_fraction: float = field(0.0, "share of the tokens, at the very end, for testing")
 
@@ -217,7 +219,7 @@ def _text_problem(section: Any) -> str | None:
     return None
 
 
-def _find_files(pattern_list: str) -> list[str]:
+def find_files(pattern_list: str) -> list[str]:
     """The files a `data.path` names: patterns in the order given, the matches of each sorted, none twice."""
     found: dict[str, None] = {}
     for pattern in filter(None, (p.strip() for p in pattern_list.split(","))):
@@ -231,7 +233,12 @@ def _find_files(pattern_list: str) -> list[str]:
     return list(found)
 
 
-def _read_file(path: str) -> bytes:
+def read_file(path: str) -> bytes:
+    """The content of a file, unpacked where its name ends in .gz.
+
+    Raises:
+      DataError: it cannot be read.
+    """
     try:
         raw = Path(path).read_bytes()
         return gzip.decompress(raw) if path.endswith(".gz") else raw
@@ -239,7 +246,8 @@ def _read_file(path: str) -> bytes:
         raise DataError(f"data.path: cannot read {path!r}: {error}.") from error
 
 
-def _file_digest(path: str) -> str:
+def file_digest(path: str) -> str:
+    """SHA-256 of a file, hex; raises DataError where it cannot be read."""
     try:
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -258,17 +266,31 @@ def text(section: Data) -> Corpus:
     problem = _text_problem(section)
     if problem:
         raise ConfigError(f"data.source=text: {problem}")
-    files = _find_files(section.path)
+    files = find_files(section.path)
     cut = {"validation": section.validation_fraction, "test": section.test_fraction}
+    given = {"validation": section.validation_path, "test": section.test_path}
+    held_out = {split: find_files(pattern) for split, pattern in given.items() if pattern}
+    cut = {split: share for split, share in cut.items() if split not in held_out}
+
+    def documents_of(pattern: str, paths: list[str]) -> list[bytes]:
+        documents = [document for document in map(read_file, paths) if document]
+        if not documents:
+            raise DataError(f"data.path={pattern!r} holds no text: {len(paths)} empty file(s) found.")
+        return documents
 
     def read() -> Content:
-        documents = [document for document in map(_read_file, files) if document]
-        if not documents:
-            raise DataError(f"data.path={section.path!r} holds no text: {len(files)} empty file(s) found.")
-        size = sum(map(len, documents))
-        return Content({"train": documents}, f"{section.path}, {len(documents)} file(s), {size} bytes", cut)
+        documents = {"train": documents_of(section.path, files)}
+        size = sum(map(len, documents["train"]))
+        about = f"{section.path}, {len(documents['train'])} file(s), {size} bytes"
+        for split, paths in held_out.items():
+            documents[split] = documents_of(given[split], paths)
+            about += f"; {split} {given[split]}"
+        return Content(documents, about, cut)
 
-    identity = json.dumps([[_file_digest(path) for path in files], cut])
+    identity = json.dumps(
+        [[file_digest(path) for path in files], cut]
+        + [[split, *map(file_digest, paths)] for split, paths in held_out.items()]
+    )
     return Corpus(f"text:{section.path}", identity, read)
 
 
@@ -281,6 +303,8 @@ class TfdsParameters:
 
     tfds_name: str = field("", "builder, e.g. tiny_shakespeare, lm1b or glue/sst2")
     tfds_feature: str = field("", "text feature to read; empty: the only one there is")
+    tfds_source: str = field("", "text feature from which tfds_feature is predicted, e.g. commands of scan/simple")
+    tfds_label: str = field("", "feature with the label of each text, a class or a text, e.g. intent_name of clinc_oos")
     tfds_dir: str = field("", "data folder; empty: $TFDS_DATA_DIR or ~/tensorflow_datasets")
     tfds_download: bool = field(True, "download and prepare what the data folder lacks")
 
@@ -293,7 +317,7 @@ def _tfds_problem(section: Any) -> str | None:
 
 @SOURCES.register("tfds", parameters=TfdsParameters, check=lambda config: _tfds_problem(config.data))
 def tfds(section: Data) -> Corpus:
-    """A text feature of a TensorFlow Datasets builder; TensorFlow itself is not needed.
+    """A text feature of a TensorFlow Datasets builder, or pairs or labels; TensorFlow itself is not needed.
 
     Raises:
       ConfigError: no builder named.
@@ -330,3 +354,6 @@ def _task_problem(section: Any) -> str | None:
 
     problem = TASKS[section.task].build.problem(section)  # type: ignore[attr-defined]
     return f"with data.task={section.task}, {problem}" if problem else None
+
+
+from transformer.data import example_corpora  # noqa: E402, F401
