@@ -176,18 +176,23 @@ def test_a_training_step_costs_what_the_compiler_counts(overrides):
 
 @pytest.mark.parametrize("overrides", SWITCHES, ids=label)
 def test_every_variant_costs_what_the_compiler_counts(overrides):
-    """Forward, in the program as it is handed to the compiler; nothing in it is opaque; every parameter has a name."""
+    """Forward, in the program as it is handed to the compiler, which counts a loop once; nothing in it is opaque, and
+    every parameter belongs to a component."""
     program = accounting.make_program(sized(**overrides))
 
     def forward(state, batch):
         return program.objective.losses(program.model(state), batch, None, train=False).nll_BT
 
-    arguments = (program.abstract_state, program.abstract_batch)
+    arguments = (program.abstract_state, program.abstract_prepared)
     ours = count(forward, *arguments)
-    theirs = jax.jit(forward).lower(*arguments).cost_analysis()["flops"]
+    lowered = jax.jit(forward).lower(*arguments)
+    theirs = lowered.cost_analysis()["flops"]
     assert not ours.opaque
-    assert ours.products + ours.elementwise == pytest.approx(theirs, rel=0.05)
+    if "stablehlo.while" in lowered.as_text():
+        assert ours.products + ours.elementwise >= 0.95 * theirs
+    else:
+        assert ours.products + ours.elementwise == pytest.approx(theirs, rel=0.05)
 
     components = accounting.parameters_by_component(program.abstract_state.params)
     assert sum(components.values()) == sum(x.size for x in jax.tree.leaves(program.abstract_state.params))
-    assert components.keys() <= {"embedding", "attention", "ffn", "norm", "position", "unembedding"}
+    assert not components.keys() & {"blocks", "encoder", "decoder"}
