@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,11 +13,15 @@ from flax import nnx
 from transformer.config import FieldInfo, resolve, schema
 from transformer.data.tasks import TASKS
 from transformer.model import build, declare
+from transformer.model.cross_attention import CROSS_ATTENTIONS
+from transformer.model.heads import POOLINGS
 from transformer.model.initialization import path_name
 from transformer.model.positions import OUT_OF_RANGE
+from transformer.model.residual import BRANCH_GAINS
 from transformer.schema import Config, registry_of
 
 VOCAB, LENGTH, BATCH = 11, 8, 4
+CROSS_GAINS = "model.residual.cross_attention."
 OVERRIDES: dict[str, Any] = {
     "model.d_model": 16,
     "model.num_layers": 2,
@@ -40,8 +45,14 @@ NEEDED: dict[tuple[str, Any], dict[str, Any]] = {
     ("data.task_layout", "label"): {"data.source": "task", "data.task": "majority"},
     ("data.task_layout", "tag"): {"data.source": "task", "data.task": "homonym"},
     **{("model.position.out_of_range", kind): {"model.position.kind": "learned"} for kind in OUT_OF_RANGE},
+    **{("model.head.pooling", kind): {"model.head.kind": "classify"} for kind in POOLINGS},
+    **{("model.cross_attention", kind): {"model.family": "encoder_decoder"} for kind in CROSS_ATTENTIONS},
+    **{(CROSS_GAINS + "branch_gain", kind): {"model.family": "encoder_decoder"} for kind in BRANCH_GAINS},
 }
 del NEEDED["model.position.out_of_range", "error"]  # the default
+
+# Kinds that are refused whatever they are set together with, and the sentence that says so.
+REFUSED = {(CROSS_GAINS + "skip_gain", "deepnorm"): "alpha is that of a single stack"}
 
 # Schemes that draw by the shape of a parameter and refuse a standard deviation of their own.
 SHAPE_BASED = ("lecun", "lecun_depth", "xavier", "fixup", "deepnorm")
@@ -49,6 +60,7 @@ SHAPE_BASED = ("lecun", "lecun_depth", "xavier", "fixup", "deepnorm")
 # Without what an entry does not show in a model this small, or does not go with OVERRIDES.
 SHOWN: dict[tuple[str, Any], dict[str, Any]] = {
     ("model.position.kind", "t5"): {"model.position.t5_buckets": 8},
+    ("model.head.pooling", "cls"): {"model.family": "encoder"},  # the first token of a decoder sees nothing else
     ("model.position.rope_scaling", "dynamic_ntk"): {"model.position.rope_original_length": LENGTH // 2},
     **{("model.init.scheme", kind): {"model.init.std": 0.02} for kind in SHAPE_BASED},
 }
@@ -84,7 +96,7 @@ def one_switch(*prefixes: str) -> list[dict[str, Any]]:
         for info in schema()
         if info.path.startswith(prefixes)
         for kind in info.kinds
-        if kind != info.default
+        if kind != info.default and (info.path, kind) not in REFUSED
     ]
 
 
@@ -126,6 +138,7 @@ OTHER: dict[str, tuple[Any, ...]] = {
     "model.position.t5_max_distance": (6,),
     "model.dropout": (0.5,),
     "model.residual.attention.branch_gain": ("learned_zero",),
+    "model.residual.cross_attention.skip_gain": (0.5,),
     "model.vocab_size": (13,),
     "train.accumulate": (2,),
     "optimizer.warmup_steps": (3,),
@@ -168,9 +181,18 @@ def tokens(batch: int = 2, length: int = LENGTH, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, VOCAB, (batch, length), dtype=np.int32)
 
 
+def called(model: nnx.Module, config: Config, batch: int = 2) -> Callable[..., Any]:
+    """The model as a function of target tokens: what its family takes beside them is bound to fixed values."""
+    beside = {
+        "prefix_decoder": {"prefix_length_B": np.full(batch, 3, np.int32)},
+        "encoder_decoder": {"source_BS": tokens(batch, LENGTH - 3, seed=9)},
+    }
+    return functools.partial(model, **beside.get(config.model.family, {}))
+
+
 def logits(config: Config, **arguments: Any) -> np.ndarray:
     """Logits [2, T, V] of the config's initial weights for fixed tokens."""
-    return np.asarray(build(config)(tokens(), **arguments))
+    return np.asarray(called(build(config), config)(tokens(), **arguments))
 
 
 def named(tree: Any) -> dict[str, Any]:

@@ -12,11 +12,11 @@ import json
 import math
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from transformer.errors import ConfigError, did_you_mean
-from transformer.schema import Config, Section, entry_parameters, registry_of
+from transformer.schema import Config, Model, Section, entry_parameters, registry_of
 
 SCHEMA_VERSION = 1
 
@@ -67,7 +67,8 @@ def schema(cls: type = Config, prefix: str = "") -> Iterator[FieldInfo]:
     for f in _own_fields(cls):
         path, hint = prefix + f.name, _hints(cls)[f.name]
         if isinstance(hint, type) and issubclass(hint, Section):
-            yield from schema(hint, path + ".")
+            for info in schema(hint, path + "."):
+                yield dataclasses.replace(info, used_by=info.used_by or f.metadata["only_with"])
             continue
         registry = registry_of(cls, f.name)
         yield FieldInfo(path, hint, f.default, f.metadata["help"], tuple(registry or ()))
@@ -87,6 +88,74 @@ def _declaring(cls: type, name: str) -> type:
     raise KeyError(name)
 
 
+# --- The two stacks of an encoder-decoder ------------------------------------------------------------------------
+
+STACKS = ("encoder", "decoder")
+# Fields of `model` that both stacks have in common, or that belong to the model as a whole.
+COMMON = ("model.family", "model.d_model", "model.vocab_size", "model.cross_attention", "model.share_embedding")
+COMMON_SECTIONS = ("model.init.", "model.head.", "model.embedding.tie", "model.embedding.logit_scale")
+
+
+@functools.cache
+def stack_fields() -> dict[str, FieldInfo]:
+    """`model.encoder.*` and `model.decoder.*`: each field of `model` once more for one stack, unset by default."""
+    found = {}
+    for stack in STACKS:
+        for info in schema():
+            if info.path.startswith("model.") and not info.path.startswith((*COMMON, *COMMON_SECTIONS)):
+                path = f"model.{stack}.{info.path.removeprefix('model.')}"
+                found[path] = dataclasses.replace(info, path=path, default=None)
+    return {
+        path: info for path, info in found.items() if not path.startswith("model.encoder.residual.cross_attention.")
+    }
+
+
+def known_fields() -> dict[str, FieldInfo]:
+    """Every field that can be set, by its path."""
+    return {**{info.path: info for info in schema()}, **stack_fields()}
+
+
+def unknown_field(path: str) -> ConfigError:
+    """The error for a field that does not exist."""
+    known = known_fields()
+    for stack in STACKS:
+        common = path.replace(f"model.{stack}.", "model.", 1)
+        if common != path and common in known:
+            return ConfigError(f'There is no config field "{path}": {common} cannot differ between the two stacks.')
+    return ConfigError(f'There is no config field "{path}".{did_you_mean(path, known) or " See train.py --help."}')
+
+
+def stack_config(config: Config, stack: str) -> Config:
+    """The config of one stack of an encoder-decoder: `model.<stack>.*` laid over `model`.
+
+    The encoder's is that of the encoder family. Parameters of a kind that this stack does not use are dropped.
+
+    Raises:
+      ConfigError: an impossible combination within the stack.
+    """
+    flat, own = to_flat(config), f"model.{stack}."
+    values = {path: value for path, value in flat.items() if path not in stack_fields()}
+    overrides = {
+        "model." + p.removeprefix(own): v for p, v in flat.items() if p in stack_fields() and p.startswith(own)
+    }
+    if stack == "encoder":
+        values["model.family"] = "encoder"
+        values = {path: v for path, v in values.items() if not path.startswith("model.residual.cross_attention.")}
+    try:
+        built = _build(Config, "", {**values, **overrides}, inherited=values.keys() - overrides.keys())
+        _check(built, under="model.")
+    except ConfigError as error:
+        raise ConfigError(f"In the {stack} (model.{stack}.* over model.*): {error}") from None
+    return built
+
+
+def stack_models(config: Config) -> dict[str, Any]:
+    """The `model` section behind each parameter, by the first part of its path; "" is any other part."""
+    if config.model.family != "encoder_decoder":
+        return {"": config.model}
+    return {"": stack_config(config, "decoder").model, "encoder": stack_config(config, "encoder").model}
+
+
 # --- ConfigDict in, Config out -----------------------------------------------------------------------------------
 
 
@@ -95,7 +164,7 @@ def default_config() -> Any:
     from ml_collections import config_dict
 
     config = config_dict.ConfigDict()
-    for info in schema():
+    for info in known_fields().values():
         node = config
         *parents, leaf = info.path.split(".")
         for parent in parents:
@@ -103,7 +172,9 @@ def default_config() -> Any:
                 node[parent] = config_dict.ConfigDict()
             node = node[parent]
         is_union = typing.get_origin(info.type) in (typing.Union, types.UnionType)
-        node[leaf] = config_dict.FieldReference(info.default, field_type=object) if is_union else info.default
+        wanted = object if is_union else info.type
+        typed = is_union or info.default is None
+        node[leaf] = config_dict.FieldReference(info.default, field_type=wanted) if typed else info.default
     return config.lock()
 
 
@@ -113,12 +184,10 @@ def apply_overrides(config: Any, overrides: Mapping[str, Any]) -> Any:
     Raises:
       ConfigError: an unknown field or a value of the wrong type.
     """
-    known = {info.path: info for info in schema()}
+    known = known_fields()
     for path, value in overrides.items():
         if path not in known:
-            raise ConfigError(
-                f'There is no config field "{path}".{did_you_mean(path, known) or " See train.py --help."}'
-            )
+            raise unknown_field(path)
         *parents, leaf = path.split(".")
         node = config
         for parent in parents:
@@ -162,26 +231,27 @@ def resolve(config: Any) -> Config:
     Raises:
       ConfigError: an unknown field, kind or type, a parameter no chosen kind reads, an impossible combination.
     """
-    known = {info.path: info for info in schema()}
+    known = known_fields()
     values: dict[str, Any] = {}
     for path, value in flatten(config).items():
         if path not in known:
-            raise ConfigError(
-                f'There is no config field "{path}".{did_you_mean(path, known) or " See train.py --help."}'
-            )
-        values[path] = _coerce(value, known[path])
+            raise unknown_field(path)
+        if value is not None or path not in stack_fields():  # an unset field of a stack
+            values[path] = _coerce(value, known[path])
     resolved = _build(Config, "", values)
     _check(resolved)
+    for stack in STACKS if resolved.model.family == "encoder_decoder" else ():
+        stack_config(resolved, stack)
     return resolved
 
 
-def _build(cls: type, prefix: str, values: Mapping[str, Any]) -> Any:
-    """One section with everything below it."""
+def _build(cls: type, prefix: str, values: Mapping[str, Any], inherited: Collection[str] = ()) -> Any:
+    """One section with everything below it; `inherited` values give way in silence where nothing reads them."""
     built: dict[str, Any] = {}
     for f in _own_fields(cls):
         hint = _hints(cls)[f.name]
         if isinstance(hint, type) and issubclass(hint, Section):
-            built[f.name] = _build(hint, f"{prefix}{f.name}.", values)
+            built[f.name] = _build(hint, f"{prefix}{f.name}.", values, inherited)
         else:
             built[f.name] = values.get(prefix + f.name, f.default)
             registry = registry_of(cls, f.name)
@@ -198,18 +268,24 @@ def _build(cls: type, prefix: str, values: Mapping[str, Any]) -> Any:
             chosen[name] = value
             if value != parameter.default:
                 options.append((name, value))
-        elif value != parameter.default:
+        elif value != parameter.default and prefix + name not in inherited:
             choice_field, kinds = next(iter(readers.items()))
             found = f"it is {chosen[choice_field]!r}" if choice_field in chosen else "that one has no effect here"
             raise ConfigError(
                 f"{prefix}{name}={value!r} has no effect: only {prefix}{choice_field}="
                 f"{' or '.join(sorted(kinds))} reads it, and {found}. Remove one of the two."
             )
+    if cls is Model:
+        options += [(p.removeprefix(prefix), values[p]) for p in stack_fields() if p in values]
     return cls(**built, options=tuple(options))
 
 
-def _check(config: Config) -> None:
-    """Combinations the types alone do not exclude."""
+def _check(config: Config, under: str = "") -> None:
+    """Combinations the types alone do not exclude.
+
+    Args:
+      under: checks of entries are made in this section only.
+    """
     model, train, data, optimizer = config.model, config.train, config.data, config.optimizer
     attention = model.attention
     at_least_one: dict[str, float] = {
@@ -252,7 +328,8 @@ def _check(config: Config) -> None:
         "optimizer.beta1": optimizer.beta1,
         "optimizer.beta2": optimizer.beta2,
     }
-    for path, value in to_flat(config).items():
+    flat = to_flat(config)
+    for path, value in flat.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise ConfigError(f"{path}={value} must be a finite number.")
     for path, value in at_least_one.items():
@@ -291,13 +368,45 @@ def _check(config: Config) -> None:
             f"optimizer.warmup_steps={optimizer.warmup_steps} is longer than train.steps={train.steps}: "
             "the learning rate would never reach its peak. Shorten the warm-up or train longer."
         )
+    stacks = [path for path in flat if path in stack_fields()]
+    if stacks and model.family != "encoder_decoder":
+        raise ConfigError(
+            f"{stacks[0]} has no effect: only model.family=encoder_decoder has two stacks, and it is {model.family!r}. "
+            "Remove one of the two."
+        )
     for path, cls, node in _sections(config):
-        for name in [*(f.name for f in _own_fields(cls)), *(name for name, _ in node.options)]:
+        if not path.startswith(under):
+            continue
+        changed = [f for f in _own_fields(cls) if getattr(node, f.name) != f.default]
+        if changed and not _is_read(path, flat):
+            field, kinds = only_with_of(path).split("=")
+            raise ConfigError(
+                f"{path}{changed[0].name}={getattr(node, changed[0].name)!r} has no effect: only {field}="
+                f"{' or '.join(kinds.split('|'))} reads it. Remove one of the two."
+            )
+        for name in [*(f.name for f in _own_fields(cls)), *(name for name, _ in node.options if "." not in name)]:
             registry = registry_of(cls, name)
             entry = registry[getattr(node, name)] if registry else None
             problem = entry.check(config) if entry and entry.check else None
             if problem:
                 raise ConfigError(f"{path}{name}={getattr(node, name)}: {problem}")
+
+
+@functools.cache
+def only_with_of(path: str) -> str:
+    """What a section, given as `model.residual.`, is no part of a config without: `path=kind|kind`, or nothing."""
+    cls: type = Config
+    condition = ""
+    for name in path.split(".")[:-1]:
+        f = next(f for f in _own_fields(cls) if f.name == name)
+        cls, condition = _hints(cls)[name], condition or f.metadata["only_with"]
+    return condition
+
+
+def _is_read(path: str, flat: Mapping[str, Any]) -> bool:
+    """Whether a section has an effect beside these values."""
+    field, _, kinds = only_with_of(path).partition("=")
+    return not field or str(flat.get(field)) in kinds.split("|")
 
 
 def _sections(node: Section, prefix: str = "") -> Iterator[tuple[str, type, Section]]:
@@ -315,6 +424,8 @@ def to_flat(config: Config) -> dict[str, Any]:
     """Every field that has a meaning under the chosen kinds: {dotted path: value}. `resolve` reads it back."""
     flat: dict[str, Any] = {}
     for prefix, cls, node in _sections(config):
+        if not _is_read(prefix, flat):
+            continue
         for f in _own_fields(cls):
             value = getattr(node, f.name)
             if not isinstance(value, Section):
@@ -323,6 +434,7 @@ def to_flat(config: Config) -> dict[str, Any]:
         for name, (_, readers) in entry_parameters(cls).items():
             if any(chosen.get(choice_field) in kinds for choice_field, kinds in readers.items()):
                 chosen[name] = flat[prefix + name] = getattr(node, name)
+        flat.update({prefix + name: value for name, value in node.options if "." in name})
     return flat
 
 
@@ -352,8 +464,8 @@ def is_view(path: str) -> bool:
 
 def identity(config: Config) -> dict[str, Any]:
     """What makes a run this run: its difference from the schema's defaults, views excluded."""
-    defaults = {info.path: info.default for info in schema()}
-    return {p: v for p, v in sorted(to_flat(config).items()) if v != defaults[p] and not is_view(p)}
+    known = known_fields()
+    return {p: v for p, v in sorted(to_flat(config).items()) if v != known[p].default and not is_view(p)}
 
 
 def config_hash(config: Config, **execution: str) -> str:

@@ -24,15 +24,20 @@ def choice(default: Any, registry: str, help: str) -> Any:
     return dataclasses.field(default=default, metadata={"help": help, "registry": registry})
 
 
-def section(cls: type) -> Any:
-    """A nested config section."""
-    return dataclasses.field(default_factory=cls)
+def section(cls: type, only_with: str = "") -> Any:
+    """A nested config section.
+
+    Args:
+      only_with: `path=kind|kind`, the kinds without which nothing in the section has an effect.
+    """
+    return dataclasses.field(default_factory=cls, metadata={"only_with": only_with})
 
 
 @dataclasses.dataclass(frozen=True)
 class Section:
     """Base of all sections. Parameters that belong to one registry entry are read like ordinary fields:
-    `config.model.position.rope_base`; `options` holds those that were set."""
+    `config.model.position.rope_base`; `options` holds those that were set, and what one stack of a model has of its
+    own (`encoder.num_layers`)."""
 
     options: tuple[tuple[str, Any], ...] = dataclasses.field(default=(), kw_only=True, repr=False)
 
@@ -121,6 +126,7 @@ class Residual(Section):
         "sequential", "transformer.model.block:ARRANGEMENTS", "whether the sublayers of a block follow each other"
     )
     attention: Gains = section(Gains)
+    cross_attention: Gains = section(Gains, only_with="model.cross_attention=full|pooled")
     ffn: Gains = section(Gains)
 
 
@@ -143,6 +149,15 @@ class Embedding(Section):
 
     tie: bool = field(True, "logits use the embedding matrix")
     scale: float = field(1.0, "factor on the embedding output; 0: sqrt(d_model)")
+    logit_scale: float = field(1.0, "factor on the logits over tokens; 0: 1 / sqrt(d_model)")
+    token_types: int = field(0, "rows of a table of token types, such as first and second sentence; 0: none")
+
+
+@dataclasses.dataclass(frozen=True)
+class Head(Section):
+    """From the last states to predictions."""
+
+    kind: str = choice("lm", "transformer.model.heads:HEADS", "what is predicted from the states")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,6 +188,7 @@ class Model(Section):
     residual: Residual = section(Residual)
     ffn: FeedForward = section(FeedForward)
     embedding: Embedding = section(Embedding)
+    head: Head = section(Head)
     init: Init = section(Init)
 
 

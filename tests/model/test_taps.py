@@ -10,7 +10,7 @@ import pytest
 from tests.tiny import LENGTH, VOCAB, tiny, tokens
 from transformer.model import build
 from transformer.model import context as context_module
-from transformer.model import decoder as decoder_module
+from transformer.model import heads as heads_module
 from transformer.model.taps import capture, observing, replace
 
 BLOCK = {
@@ -70,7 +70,7 @@ def test_taps_nobody_observes_leave_no_trace_in_the_program(model, monkeypatch):
 
     check_same_program(model, watched)
     with_taps = program_of(model)
-    for module in (context_module, decoder_module):
+    for module in (context_module, heads_module):
         monkeypatch.setattr(module, "tap", lambda name, value: value)
     assert program_of(model) == with_taps
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from flax import nnx
 from tests.tiny import (
     BATCH,
     LENGTH,
+    called,
     declared,
     initial,
     label,
@@ -62,6 +64,7 @@ def check_does_something(a: Config, b: Config) -> None:
 # Entries that mean another one, and which.
 ALIASES = {
     ("model.attention.mask", "causal"): "the decoder is causal anyway",
+    ("model.cross_attention", "none"): "an encoder-decoder that does not read its source is a decoder",
     ("model.norm.final", "always"): "pre norm has a final norm anyway",
     ("model.ffn.match", "params"): "an ungated network has its own size anyway",
     ("model.ffn.match", "flops"): "an ungated network has its own size anyway",
@@ -180,8 +183,9 @@ def check_every_leaf_learns(config: Config, except_for: tuple[str, ...] = (), mo
     window = tokens(2, 9)
 
     def loss(params):
-        log_p = jax.nn.log_softmax(nnx.merge(structure, params, state)(window[:, :-1]))
-        return -jnp.take_along_axis(log_p, window[:, 1:, None], axis=-1).mean()
+        logits = called(nnx.merge(structure, params, state), config)(window[:, :-1])
+        targets = window[:, 1:] if logits.ndim == 3 else window[:, 0]
+        return -jnp.take_along_axis(jax.nn.log_softmax(logits), targets[..., None] % logits.shape[-1], axis=-1).mean()
 
     grads = named(nnx.to_pure_dict(jax.grad(loss)(params)))
     dead = [name for name, g in grads.items() if not np.any(g) and not name.endswith(except_for)]
@@ -255,6 +259,26 @@ def attention_parameters(m: Model) -> int:
 
 def parameter_formula(c: Config, vocab: int) -> int:
     """Counted by hand from the config alone."""
+    m, d = c.model, c.model.d_model
+    tables = {"lm": 1, "mlm": 1}.get(m.head.kind, 0) * (not m.embedding.tie)
+    reads = m.family == "encoder_decoder" and m.cross_attention
+    total = (1 + tables) * vocab * d + stack_formula(c, reads if reads != "none" else "")
+    if reads and reads != "none":
+        total += stack_formula(c, "") + vocab * d * (not m.share_embedding)
+    if m.head.kind == "mlm":
+        total += d * d + d + vocab + norm_formula(m)
+    return total + (d + 1) * m.head.num_labels * (m.head.kind in ("tag", "classify"))
+
+
+def norm_formula(m: Model) -> int:
+    """The formula of one norm."""
+    d = m.d_model
+    norm = 0 if m.norm.kind == "none" else (1 if m.norm.kind == "scalenorm" else d) * m.norm.affine + d * m.norm.bias
+    return norm + (m.norm.kind == "dyt")
+
+
+def stack_formula(c: Config, cross: str) -> int:
+    """One stack without its token embedding; `cross` is how it reads another one, or nothing."""
     m = c.model
     d = m.d_model
     hidden, gated = round(m.ffn.ratio * d), m.ffn.kind in ("glu", "bilinear", "reglu", "geglu", "swiglu")
@@ -263,21 +287,31 @@ def parameter_formula(c: Config, vocab: int) -> int:
         hidden = round(hidden * (2 * d + m.ffn.bias) / (3 * d + 2 * m.ffn.bias))
     attention = attention_parameters(m)
     ffn = 0 if m.ffn.kind == "none" else (2 + gated) * d * hidden + ((1 + gated) * hidden + d) * m.ffn.bias
-    norm = 0 if m.norm.kind == "none" else (1 if m.norm.kind == "scalenorm" else d) * m.norm.affine + d * m.norm.bias
-    norm += m.norm.kind == "dyt"
+    norm = norm_formula(m)
     in_sublayer = {"pre": 1, "post": 1, "branch": 1, "sandwich": 2, "pre_post": 2}[m.norm.placement]
     final = {"always": True, "never": False, "auto": m.norm.placement not in ("post", "pre_post")}[m.norm.final]
     shared = ffn if m.ffn.shared else 0
     sublayers = [(attention, m.residual.attention)] if m.layers != "ffn" else []
+    if cross and m.layers != "ffn":
+        reader = unscored_attention(m) if cross == "pooled" else attention
+        unscored = cross == "pooled" or m.attention.weights in ("uniform", "fixed_offset")
+        if unscored and m.attention.gate == "none" and m.norm.placement in ("pre", "sandwich", "pre_post"):
+            reader -= norm  # nothing of the stream is read, so nothing is normed before
+        sublayers += [(reader, m.residual.cross_attention)]
     sublayers += [(ffn - shared, m.residual.ffn)] if ffn and m.layers != "attention" else []
     gain = {"learned_zero": 1, "layerscale": d}
     block = sum(size + in_sublayer * norm + gain.get(gains.branch_gain, 0) for size, gains in sublayers)
     if m.residual.arrangement == "parallel" and m.norm.placement in ("post", "pre_post"):
-        block -= norm  # one output norm for both sublayers
+        block -= norm * (2 if cross else 1)  # one output norm for all sublayers
     table = (m.position.max_length or c.data.sequence_length) * d if m.position.kind == "learned" else 0
     table = m.position.t5_buckets * m.attention.num_heads if m.position.kind == "t5" else table
-    tables = vocab * d * (1 if m.embedding.tie else 2) + table
-    return tables + shared + m.num_layers * block + norm * (final + m.norm.embedding)
+    return table + d * m.embedding.token_types + shared + m.num_layers * block + norm * (final + m.norm.embedding)
+
+
+def unscored_attention(m: Model) -> int:
+    """The formula of attention that weighs all keys alike."""
+    plain = {"weights": "uniform", "scale": "inv_sqrt", "qk_norm": "none", "tie": "none", "sinks": "none"}
+    return attention_parameters(dataclasses.replace(m, attention=dataclasses.replace(m.attention, **plain)))
 
 
 @pytest.mark.parametrize(

@@ -6,13 +6,18 @@ from typing import Any
 
 from flax import nnx
 
-from transformer.model.decoder import Decoder
+from transformer.model.decoder import Decoder, PrefixDecoder
+from transformer.model.encoder import Encoder
+from transformer.model.encoder_decoder import EncoderDecoder, EncoderDecoderParameters
 from transformer.model.initialization import initialize
 from transformer.registry import Registry
 from transformer.schema import Config
 
 FAMILIES = Registry("model.family")
 FAMILIES.register("decoder", paper="Radford et al. 2018")(Decoder)
+FAMILIES.register("encoder", paper="Devlin et al. 2019 (BERT)")(Encoder)
+FAMILIES.register("prefix_decoder", paper="Raffel et al. 2020 (T5), section 3.2.1")(PrefixDecoder)
+FAMILIES.register("encoder_decoder", parameters=EncoderDecoderParameters, paper="Vaswani et al. 2017")(EncoderDecoder)
 
 
 def declare(config: Config, vocab_size: int = 0) -> nnx.Module:

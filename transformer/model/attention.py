@@ -6,6 +6,8 @@ E the heads of one token side by side.
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 from flax import nnx
 
@@ -28,8 +30,8 @@ from transformer.schema import Model
 class Attention(nnx.Module):
     """softmax(Q K^T / sqrt(head_dim)) V, in parallel heads, mixed by an output projection."""
 
-    def __init__(self, model: Model):
-        attention, shape = model.attention, head_shape(model)
+    def __init__(self, model: Model, name: str = "attention"):
+        attention, shape, self.name = model.attention, head_shape(model), name
         self.num_heads, self.num_kv_heads = shape.num_heads, shape.num_kv_heads
         self.head_dim, self.value_dim = shape.head_dim, shape.value_dim
         self.scale = SCALES.build(attention.scale, shape)
@@ -58,10 +60,22 @@ class Attention(nnx.Module):
             k_BGSK, v_BGSU = context.position.place(k_BGSK, v_BGSU, key_positions_BS)
         else:
             k_BGSK, v_BGSU, key_positions_BS = context.cache.extend(context.layer, k_BGSK, v_BGSU, context.position)
+        return self.read(x_BTD, q_BHTK, k_BGSK, v_BGSU, key_positions_BS, context)
+
+    def read(
+        self,
+        x_BTD: jax.Array,
+        q_BHTK: jax.Array | None,
+        k_BGSK: jax.Array | None,
+        v_BGSU: jax.Array,
+        key_positions_BS: jax.Array,
+        context: Context,
+    ) -> jax.Array:
+        """What the queries of x find among keys and values, mapped back to the stream."""
         if q_BHTK is not None and k_BGSK is not None:
-            q_BHTK, k_BGSK = context.tap("attention.query", q_BHTK), context.tap("attention.key", k_BGSK)
+            q_BHTK, k_BGSK = context.tap(f"{self.name}.query", q_BHTK), context.tap(f"{self.name}.key", k_BGSK)
             q_BHTK = self.scale(q_BHTK) if isinstance(self.scale, nnx.Module) else q_BHTK * self.scale
-        v_BGSU = context.tap("attention.value", v_BGSU)
+        v_BGSU = context.tap(f"{self.name}.value", v_BGSU)
         call = AttentionCall(
             query_BHTK=q_BHTK,
             key_BGSK=k_BGSK,
@@ -74,13 +88,14 @@ class Attention(nnx.Module):
             soft_cap=self.soft_cap,
             dropout_rate=self.dropout_rate,
             context=context,
+            name=self.name,
         )
         o_BHTU = context.position.unrotate_output(BACKENDS.build(self.backend, call), context.positions_BT)
-        o_BHTU = context.tap("attention.heads", o_BHTU)
+        o_BHTU = context.tap(f"{self.name}.heads", o_BHTU)
         B, H, T, U = o_BHTU.shape
         o_BTE = o_BHTU.transpose(0, 2, 1, 3).reshape(B, T, H * U)
         if self.gate is not None:
-            o_BTE = o_BTE * context.tap("attention.gate", jax.nn.sigmoid(self.gate(x_BTD)))
+            o_BTE = o_BTE * context.tap(f"{self.name}.gate", jax.nn.sigmoid(self.gate(x_BTD)))
         return o_BTE if self.output is None else self.output(o_BTE)
 
     def _queries_keys_values(
@@ -88,17 +103,30 @@ class Attention(nnx.Module):
     ) -> tuple[jax.Array | None, jax.Array | None, jax.Array]:
         """Heads of queries [B, H, T, K] at their positions, and of keys [B, G, T, K] and values [B, G, T, U], which
         have none yet; what owns no projection takes what it is tied to. Norms act on queries and keys only."""
-        if self.query is None:
-            v_BTE = x_BTD if self.value is None else self.value(x_BTD)
-            return None, None, split_heads(v_BTE, self.num_kv_heads)
-        q_BTE = self.query(x_BTD)
-        k_BTE = q_BTE if self.key is None else self.key(x_BTD)
-        v_BTE = self.value(x_BTD) if self.value is not None else k_BTE if self.tie.values else x_BTD
-        v_BGTU = split_heads(v_BTE, self.num_kv_heads)
-        q_BHTK, k_BGTK = split_heads(q_BTE, self.num_heads), split_heads(k_BTE, self.num_kv_heads)
-        if self.query_norm is not None:
-            q_BHTK, k_BGTK = self.query_norm(q_BHTK), self.key_norm(k_BGTK)
-        return context.position.rotate(q_BHTK, context.positions_BT), k_BGTK, v_BGTU
+        q_BTE = None if self.query is None else self.query(x_BTD)
+        q_BHTK, (k_BGTK, v_BGTU) = self.queries(q_BTE), self.keys_values(x_BTD, q_BTE)
+        return None if q_BHTK is None else context.position.rotate(q_BHTK, context.positions_BT), k_BGTK, v_BGTU
+
+    def queries(self, q_BTE: jax.Array | None) -> jax.Array | None:
+        """Projected queries as heads [B, H, T, K], normed."""
+        if q_BTE is None:
+            return None
+        q_BHTK = split_heads(q_BTE, self.num_heads)
+        return q_BHTK if self.query_norm is None else self.query_norm(q_BHTK)
+
+    def keys_values(self, x_BSD: jax.Array, q_BSE: jax.Array | None = None) -> tuple[jax.Array | None, jax.Array]:
+        """Heads of keys [B, G, S, K], normed, and values [B, G, S, U].
+
+        Args:
+          q_BSE: the projected queries of the same tokens, for keys that are tied to them.
+        """
+        k_BSE = q_BSE if self.key is None else self.key(x_BSD)
+        v_BSE: Any = self.value(x_BSD) if self.value is not None else k_BSE if self.tie.values else x_BSD
+        v_BGSU = split_heads(v_BSE, self.num_kv_heads)
+        if k_BSE is None:
+            return None, v_BGSU
+        k_BGSK = split_heads(k_BSE, self.num_kv_heads)
+        return (k_BGSK if self.key_norm is None else self.key_norm(k_BGSK)), v_BGSU
 
 
 def split_heads(x_BTE: jax.Array, heads: int) -> jax.Array:

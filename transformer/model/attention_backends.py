@@ -34,6 +34,7 @@ class AttentionCall:
       soft_cap: scores pass through soft_cap * tanh(score / soft_cap) before any bias; 0: they do not.
       dropout_rate: on the weights, where `context` has a dropout key.
       context: gives `position.bias`, `tap` and `dropout`.
+      name: prefix of taps and random keys, `attention` or `cross_attention`.
     """
 
     query_BHTK: jax.Array | None
@@ -47,6 +48,7 @@ class AttentionCall:
     soft_cap: float
     dropout_rate: float
     context: Context
+    name: str = "attention"
 
 
 @BACKENDS.register("reference")
@@ -56,8 +58,8 @@ def reference_attention(call: AttentionCall) -> jax.Array:
     allowed_B1TS = call.mask.dense(call.query_positions_BT, call.key_positions_BS)
     scores_BHTS = scores(call, allowed_B1TS)
     weights_BHTS = call.weights(scores_BHTS, Sight(allowed_B1TS, call.query_positions_BT, call.key_positions_BS))
-    weights_BHTS = context.tap("attention.weights", weights_BHTS)
-    weights_BHTS = context.dropout("attention.weights", weights_BHTS, call.dropout_rate)
+    weights_BHTS = context.tap(f"{call.name}.weights", weights_BHTS)
+    weights_BHTS = context.dropout(f"{call.name}.weights", weights_BHTS, call.dropout_rate)
     return jnp.einsum("bhts,bhsk->bhtk", weights_BHTS.astype(value_BHSU.dtype), value_BHSU)
 
 
@@ -77,7 +79,7 @@ def scores(call: AttentionCall, allowed_B1TS: jax.Array | None) -> jax.Array:
     if allowed_B1TS is not None:
         # Finite, so that a query that sees no key gets uniform weights instead of NaN.
         scores_BHTS = jnp.where(allowed_B1TS, scores_BHTS, jnp.finfo(scores_BHTS.dtype).min)
-    return context.tap("attention.scores", scores_BHTS)
+    return context.tap(f"{call.name}.scores", scores_BHTS)
 
 
 def for_every_head(x_BGSE: jax.Array, num_heads: int) -> jax.Array:

@@ -9,7 +9,9 @@ from flax import nnx
 
 from transformer.model.attention import Attention
 from transformer.model.context import Context
+from transformer.model.cross_attention import make_cross_attention
 from transformer.model.feedforward import make_feedforward
+from transformer.model.layer_pattern import has_cross_attention
 from transformer.model.normalization import apply, make_norm, places
 from transformer.model.residual import BRANCH_GAINS, SKIP_GAINS, scaled
 from transformer.registry import Registry
@@ -25,15 +27,18 @@ class Sublayer(nnx.Module):
 
     Args:
       branch: f, called as `branch(x_BTD, context)`.
-      name: `attention` or `ffn`, for taps and random keys.
+      name: `attention`, `cross_attention` or `ffn`, for taps and random keys.
       joins: whether it adds to the stream itself. In a parallel block only the last sublayer does, for both.
+      reads: whether f looks at x at all; if not, there is nothing to norm before it.
     """
 
-    def __init__(self, branch: nnx.Module, model: Model, gains: Gains, name: str, joins: bool = True):
+    def __init__(
+        self, branch: nnx.Module, model: Model, gains: Gains, name: str, joins: bool = True, reads: bool = True
+    ):
         present = places(model)
         self.branch: Any = branch
         self.name, self.dropout_rate = name, model.dropout
-        self.in_norm = make_norm(model, "in" in present)
+        self.in_norm = make_norm(model, "in" in present and reads)
         self.res_norm = make_norm(model, "res" in present)
         self.out_norm = make_norm(model, "out" in present and joins)
         self.skip_gain = SKIP_GAINS.build(gains.skip_gain, model, gains)
@@ -56,7 +61,7 @@ class Sublayer(nnx.Module):
 
 
 class Block(nnx.Module):
-    """One layer: attention, then the feed-forward network.
+    """One layer: attention, then the feed-forward network; between them, where there is an encoder, attention to it.
 
     Args:
       kind: `both`, or the only sublayer it has.
@@ -64,17 +69,21 @@ class Block(nnx.Module):
 
     def __init__(self, model: Model, kind: str = "both"):
         ffn = None if kind == "attention" else make_feedforward(model)
-        joins = ffn is None or model.residual.arrangement != "parallel"
-        self.arrangement = model.residual.arrangement
-        self.attention = (
-            None
-            if kind == "ffn"
-            else Sublayer(Attention(model), model, model.residual.attention, "attention", joins=joins)
-        )
-        self.ffn = None if ffn is None else Sublayer(ffn, model, model.residual.ffn, "ffn")
+        attention = None if kind == "ffn" else Attention(model)
+        cross = None if kind == "ffn" else make_cross_attention(model)
+        gains, self.arrangement = model.residual, model.residual.arrangement
+        joins = ffn is None or self.arrangement != "parallel"
+        self.attention = _sublayer(attention, model, gains.attention, "attention", joins)
+        reads = cross is None or cross.reads
+        self.cross_attention = _sublayer(cross, model, gains.cross_attention, "cross_attention", joins, reads)
+        self.ffn = _sublayer(ffn, model, gains.ffn, "ffn")
 
     def __call__(self, x_BTD: jax.Array, context: Context) -> jax.Array:
         return context.tap("residual", ARRANGEMENTS.build(self.arrangement, self, x_BTD, context))
+
+
+def _sublayer(branch: Any, *arguments: Any) -> Sublayer | None:
+    return None if branch is None else Sublayer(branch, *arguments)
 
 
 @ARRANGEMENTS.register("sequential", paper="Vaswani et al. 2017")
@@ -82,20 +91,27 @@ def sequential(block: Block, x_BTD: jax.Array, context: Context) -> jax.Array:
     """The feed-forward network reads what attention has written."""
     if block.attention is not None:
         x_BTD = context.tap("residual_mid", block.attention(x_BTD, context))
+    if block.cross_attention is not None:
+        x_BTD = context.tap("residual_cross", block.cross_attention(x_BTD, context))
     return x_BTD if block.ffn is None else block.ffn(x_BTD, context)
 
 
 def _same_skip(config: Config) -> str | None:
-    attention, ffn = config.model.residual.attention.skip_gain, config.model.residual.ffn.skip_gain
-    if attention == ffn:
-        return None
-    return f"has one skip path, but the skip gains of attention and ffn differ ({attention} and {ffn})."
+    gains = config.model.residual
+    attention, cross, ffn = gains.attention.skip_gain, gains.cross_attention.skip_gain, gains.ffn.skip_gain
+    if attention != ffn:
+        return f"has one skip path, but the skip gains of attention and ffn differ ({attention} and {ffn})."
+    if has_cross_attention(config.model) and cross != ffn:
+        return f"has one skip path, but the skip gains of cross_attention and ffn differ ({cross} and {ffn})."
+    return None
 
 
 @ARRANGEMENTS.register("parallel", paper="Wang & Komatsuzaki 2021 (GPT-J)", check=_same_skip)
 def parallel(block: Block, x_BTD: jax.Array, context: Context) -> jax.Array:
-    """Both sublayers read the block's input, and their sum is added once."""
+    """All sublayers read the block's input, and their sum is added once."""
     if block.attention is None or block.ffn is None:
         return sequential(block, x_BTD, context)
     written_BTD = block.attention.write(x_BTD, context) + block.ffn.write(x_BTD, context)
+    if block.cross_attention is not None:
+        written_BTD += block.cross_attention.write(x_BTD, context)
     return block.ffn.join(x_BTD, written_BTD, context)

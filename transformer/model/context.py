@@ -25,27 +25,33 @@ class Context:
       positions_BT: position of each input token, int32.
       mask: which keys a query may see.
       position: the position scheme.
+      token_types_BT: rows of the type embedding; None: all 0.
       dropout_key: key of this step; None turns dropout and noise off.
       train: whether batch-dependent parts use and update batch statistics.
       cache: where attention stores and finds keys and values while decoding.
-      scope: prefix of tap names, such as `blocks.0`.
+      scope: prefix of tap names, such as `blocks.0` or `encoder.blocks.0`.
       layer: index of the block.
       ffn: the feed-forward network all layers share, if they share one.
+      memory: the encoded source that cross-attention reads.
     """
 
     positions_BT: jax.Array
     mask: Mask
     position: NoPosition
+    token_types_BT: jax.Array | None = None
     dropout_key: jax.Array | None = None
     train: bool = False
     cache: CacheWriter | None = None
     scope: str = ""
     layer: int = 0
     ffn: Any = None
+    memory: Any = None
 
     def in_layer(self, layer: int) -> Context:
         """The same pass inside block number `layer`."""
-        return dataclasses.replace(self, layer=layer, scope=f"blocks.{layer}")
+        return dataclasses.replace(
+            self, layer=layer, scope=f"{self.scope}.blocks.{layer}" if self.scope else f"blocks.{layer}"
+        )
 
     def tap(self, name: str, x: jax.Array) -> jax.Array:
         """A tap named after where it stands."""

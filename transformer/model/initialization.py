@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from transformer.model.layer_pattern import num_sublayers
+from transformer.config import stack_models
+from transformer.model.layer_pattern import num_sublayers, usual_depth
 from transformer.registry import Registry
 from transformer.schema import Config, Model
 
@@ -97,7 +98,7 @@ class GPT2Scheme(PlainScheme):
 
     def std(self, role: str, shape: tuple[int, ...], name: str) -> float:
         std = self.model.init.std
-        return std / math.sqrt(2 * max(1, self.model.num_layers)) if role == "output" else std
+        return std / math.sqrt(usual_depth(self.model)) if role == "output" else std
 
 
 @SCHEMES.register("zero", paper="Zhang et al. 2019 (Fixup); Goyal et al. 2017", traits=("silent_branches",))
@@ -132,7 +133,7 @@ class LeCunDepthScheme(LeCunScheme):
 
     def std(self, role: str, shape: tuple[int, ...], name: str) -> float:
         std = super().std(role, shape, name)
-        return std / math.sqrt(2 * max(1, self.model.num_layers)) if role == "output" else std
+        return std / math.sqrt(usual_depth(self.model)) if role == "output" else std
 
 
 @SCHEMES.register("xavier", paper="Glorot & Bengio 2010", check=_std_unused)
@@ -197,7 +198,8 @@ def initialize(params: nnx.State, config: Config, seed: int) -> dict[str, Any]:
     Returns:
       Nested dicts of arrays on the default device, in `numerics.param_dtype`.
     """
-    scheme: Scheme = SCHEMES.build(config.model.init.scheme, config.model)
+    stacks = stack_models(config)  # depth counts where the parameter stands
+    schemes: dict[str, Scheme] = {stack: SCHEMES.build(m.init.scheme, m) for stack, m in stacks.items()}
     dtype = jnp.dtype(config.numerics.param_dtype)
 
     def draw(path: tuple[Any, ...], variable: nnx.Variable) -> nnx.Variable:
@@ -205,6 +207,7 @@ def initialize(params: nnx.State, config: Config, seed: int) -> dict[str, Any]:
         if variable.fill is not None:
             drawn = np.full(shape, variable.fill, np.float32)
         else:
+            scheme = schemes.get(name.split(".")[0], schemes[""])
             drawn = scheme(variable.role, shape, path_bits(seed, name), name)
             if variable.init_scale != 1.0:
                 drawn = drawn * np.float32(variable.init_scale)

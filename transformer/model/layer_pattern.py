@@ -55,5 +55,15 @@ def layer_kinds(model: Model) -> tuple[str, ...]:
 
 def num_sublayers(model: Model) -> int:
     """Residual branches in the whole stack."""
-    with_ffn = model.ffn.kind != "none"
-    return sum((kind != "ffn") + (kind != "attention" and with_ffn) for kind in layer_kinds(model))
+    with_ffn, reading = model.ffn.kind != "none", has_cross_attention(model)
+    return sum((kind != "ffn") * (1 + reading) + (kind != "attention" and with_ffn) for kind in layer_kinds(model))
+
+
+def has_cross_attention(model: Model) -> bool:
+    """Whether every layer with attention also reads an encoder."""
+    return model.family == "encoder_decoder" and model.cross_attention != "none"
+
+
+def usual_depth(model: Model) -> int:
+    """Residual branches of a stack of this many whole blocks, at least one block: 2 each, 3 with cross-attention."""
+    return (2 + has_cross_attention(model)) * max(1, model.num_layers)

@@ -24,7 +24,8 @@ class Mask:
       causal: s must not stand after t.
       window: s must stand fewer than this many positions before t.
       prefix_length_B: keys before this position are visible to everyone, causal or not (prefix LM).
-      query_segments_BT, key_segments_BS: t and s must carry the same id, and id 0 (padding) is seen by nobody.
+      key_segments_BS: s must not be padding, which has id 0.
+      query_segments_BT: t and s must carry the same id; None: t sees every document.
     """
 
     causal: bool = dataclasses.field(default=True, metadata={"static": True})
@@ -49,9 +50,11 @@ class Mask:
                 allowed = allowed | (s < self.prefix_length_B[:, None, None])
         if self.window is not None:
             allowed = _both(allowed, t - s < self.window)
-        if self.query_segments_BT is not None and self.key_segments_BS is not None:
-            same = self.query_segments_BT[:, :, None] == self.key_segments_BS[:, None, :]
-            allowed = _both(allowed, same & (self.key_segments_BS != 0)[:, None, :])
+        if self.key_segments_BS is not None:
+            real = (self.key_segments_BS != 0)[:, None, :]
+            if self.query_segments_BT is not None:
+                real = real & (self.query_segments_BT[:, :, None] == self.key_segments_BS[:, None, :])
+            allowed = _both(allowed, real)
         return None if allowed is None else allowed[:, None]
 
 

@@ -1,0 +1,36 @@
+"""Tokens as vectors, and vectors as logits over tokens."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from transformer.model.initialization import parameter
+
+
+class TokenEmbedding(nnx.Module):
+    """Rows of a table; `attend` uses the same table to make logits."""
+
+    def __init__(self, vocab_size: int, d_model: int):
+        self.table = parameter((vocab_size, d_model), "embedding")
+
+    def __call__(self, tokens_BT: jax.Array, dtype: jnp.dtype) -> jax.Array:
+        return self.table.astype(dtype)[tokens_BT]
+
+    def attend(self, x_BTD: jax.Array) -> jax.Array:
+        """Inner products of x with every row: [B, T, V]."""
+        return x_BTD @ self.table.astype(x_BTD.dtype).T
+
+
+class TypeEmbedding(nnx.Module):
+    """A vector for the part of the input a token belongs to, such as the first or second of two sentences
+    (Devlin et al. 2019, figure 2)."""
+
+    def __init__(self, num_types: int, d_model: int):
+        self.table = parameter((num_types, d_model), "embedding")
+
+    def __call__(self, x_BTD: jax.Array, types_BT: jax.Array | None) -> jax.Array:
+        """x plus the vector of each token's type; without types, every token is of type 0."""
+        table_ND = self.table.astype(x_BTD.dtype)
+        return x_BTD + (table_ND[0] if types_BT is None else table_ND[types_BT])
