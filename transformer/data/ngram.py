@@ -2,20 +2,20 @@
 
     python -m transformer.data.ngram --config=configs/base.py
 
-A neural model that does not beat these marks has learned nothing that a table of neighbours does not know. Pairs count by
-their targets alone, one after the other.
+A neural model that does not beat these marks has learned nothing that a table of neighbours does not know. Pairs count
+by their targets alone, one after the other.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import sys
 
 import numpy as np
 
+from transformer import command_line
 from transformer.data.corpora import SOURCES, SPLITS
 from transformer.data.vocabularies import make_vocabulary
-from transformer.errors import DataError, UserError
+from transformer.errors import DataError
 from transformer.schema import Data
 
 ORDER = 5  # tokens looked at, the predicted one included
@@ -63,11 +63,10 @@ class KneserNey:
             grams, counts = np.unique(grams % vocabulary_size ** (k - 1), return_counts=True)
         self.orders = orders[::-1]
 
-    def probabilities(self, tokens: np.ndarray) -> list[np.ndarray]:
-        """Probability of each token after the first, given the tokens before it: one float64 array [number of tokens - 1]
-        for every order from 1 on. Near the start, where fewer tokens stand before, lower orders serve."""
+    def probabilities(self, tokens: np.ndarray) -> np.ndarray:
+        """Probability of each token after the first, given the tokens before it, float64 [number of tokens - 1]. Near
+        the start, where fewer tokens stand before, lower orders serve."""
         found = np.full(len(tokens) - 1, 1 / self.vocabulary_size)
-        by_order = []
         for k, counted in enumerate(self.orders, 1):
             first = max(k - 1, 1)  # first place with k - 1 tokens before it
             grams = _grams(tokens, k, self.vocabulary_size)[first - k + 1 :]
@@ -78,8 +77,7 @@ class KneserNey:
             spread = counted.discount * counted.kinds[context]
             mixed = np.where(seen, (kept + spread * here) / counted.totals[context], here)
             found = np.concatenate([found[: first - 1], mixed])
-            by_order.append(found)
-        return by_order
+        return found
 
 
 def _order(grams: np.ndarray, counts: np.ndarray, vocabulary_size: int) -> _Order:
@@ -106,9 +104,10 @@ def _find(keys: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]
 
 
 def cross_entropies(train: np.ndarray, validation: np.ndarray, vocabulary_size: int, order: int = ORDER) -> list[float]:
-    """Nats per validation token after the first, for models of every order from 1 to `order`."""
-    model = KneserNey(train, vocabulary_size, order)
-    return [float(-np.log(p).mean()) for p in model.probabilities(validation)]
+    """Nats per validation token after the first, for a model of every order from 1 to `order`. Each is a model of its
+    own: the lower orders inside a longer one count contexts, not tokens."""
+    models = (KneserNey(train, vocabulary_size, k) for k in range(1, order + 1) if vocabulary_size**k < 2**63)
+    return [float(-np.log(model.probabilities(validation)).mean()) for model in models]
 
 
 def streams(section: Data) -> tuple[dict[str, np.ndarray], np.ndarray]:
@@ -123,35 +122,30 @@ def streams(section: Data) -> tuple[dict[str, np.ndarray], np.ndarray]:
     content, vocabulary = corpus.content, make_vocabulary(section, corpus).with_specials(["eos"])
     assert vocabulary.eos is not None
     rows = {}
-    for split in content.splits:
+    for split in dict.fromkeys([*content.documents, *content.examples]):
         texts = content.documents.get(split) or [example.target for example in content.examples[split]]
         encoded = [np.append(vocabulary.encode(text), vocabulary.eos).astype(vocabulary.dtype) for text in texts]
         rows[split] = np.concatenate(encoded)
+    share, total = 0.0, len(rows["train"])
     for split in reversed(SPLITS):
-        if share := content.cut.get(split):
-            kept = int(len(rows["train"]) * (1 - share))
+        if content.cut.get(split):
+            share += content.cut[split]
+            kept = int(total * (1 - share))
             rows["train"], rows[split] = rows["train"][:kept], rows["train"][kept:]
     return rows, vocabulary.bytes_per_token
 
 
-def main(arguments: list[str]) -> int:
-    """Prints the marks of the corpus of a config; exit code 2 for what the user can mend."""
-    from transformer.command_line import parse
-
-    try:
-        config = parse(arguments).config
-        rows, stored = streams(config.data)
-        train, validation = rows["train"], rows["validation"]
-        size = len(stored)
-        per_byte = len(validation[1:]) / max(1, int(stored[validation[1:]].sum())) / np.log(2)
-        print(f"{len(train)} training and {len(validation)} validation tokens, {size} different ones")
-        for order, nats in enumerate(cross_entropies(train, validation, size), 1):
-            print(f"order {order}: {nats:.3f} nats per token, {nats * per_byte:.3f} bits per byte")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+def main() -> int:
+    """Prints the marks of the corpus of a config."""
+    rows, stored = streams(command_line.config_from_flag().config.data)
+    train, validation = rows["train"], rows["validation"]
+    print(f"{len(train)} training and {len(validation)} validation tokens, {len(stored)} different ones")
+    per_byte = len(validation[1:]) / max(1, int(stored[validation[1:]].sum())) / np.log(2)
+    for order, nats in enumerate(cross_entropies(train, validation, len(stored)), 1):
+        print(f"order {order}: {nats:.3f} nats per token, {nats * per_byte:.3f} bits per byte")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    command_line.define_config_flag()
+    command_line.run(main, __doc__)
