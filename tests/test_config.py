@@ -146,7 +146,7 @@ def test_every_config_file(path):
     ablation = getattr(module, "ABLATION", None)
     assert isinstance(ablation, Ablation) == path.stem.startswith("ablation_")
     if ablation is None:
-        arguments = [()] if "def get_config()" in path.read_text() else [(), ("somewhere.txt",)]
+        arguments = [(), ("somewhere.txt",)] if "def get_config(path" in path.read_text() else [()]
         for argument in arguments:
             check_round_trip(resolve(module.get_config(*argument)))
         return
