@@ -22,11 +22,13 @@ class Preset:
       overrides: its settings, by dotted name.
       published: parameters as stated, rounded as stated.
       source: where.
+      within: how far ours may lie from it, as a share.
     """
 
     overrides: dict[str, Any]
     published: float
     source: str
+    within: float = 0.01
 
     def config(self) -> Config:
         """The settings on top of the defaults."""
@@ -63,6 +65,33 @@ LLAMA_STYLE: dict[str, Any] = {
     "model.ffn.kind": "swiglu",
     "model.embedding.tie": False,
 }
+BERT_STYLE: dict[str, Any] = {
+    "model.family": "encoder",
+    "model.position.kind": "learned",
+    "model.norm.kind": "layernorm",
+    "model.norm.bias": True,
+    "model.norm.epsilon": 1e-12,
+    "model.norm.placement": "post",
+    "model.norm.embedding": True,
+    "model.attention.bias": True,
+    "model.ffn.kind": "gelu",
+    "model.ffn.bias": True,
+    "model.embedding.tie": True,
+    "model.embedding.token_types": 2,
+    "model.head.kind": "mlm",
+    "model.init.scheme": "plain",
+}
+VASWANI_STYLE: dict[str, Any] = {
+    "model.family": "encoder_decoder",
+    "model.position.kind": "sinusoidal",
+    "model.norm.kind": "layernorm",
+    "model.norm.bias": True,
+    "model.norm.placement": "post",
+    "model.ffn.kind": "relu",
+    "model.ffn.bias": True,
+    "model.embedding.tie": True,
+    "model.embedding.scale": 0.0,
+}
 
 
 def _gpt(layers: int, width: int, heads: int, length: int = 1024) -> dict[str, Any]:
@@ -98,8 +127,29 @@ def _llama3(layers: int, width: int, heads: int, hidden: int) -> dict[str, Any]:
     }
 
 
+def _bert(layers: int, width: int, heads: int) -> dict[str, Any]:
+    return {
+        **BERT_STYLE,
+        "model.num_layers": layers,
+        "model.d_model": width,
+        "model.attention.num_heads": heads,
+        "model.vocab_size": 30522,
+        "data.sequence_length": 512,
+    }
+
+
+def _vaswani(width: int, heads: int) -> dict[str, Any]:
+    return {
+        **VASWANI_STYLE,
+        "model.num_layers": 6,
+        "model.d_model": width,
+        "model.attention.num_heads": heads,
+        "model.vocab_size": 37000,
+    }
+
+
 GPT2_SOURCE = "names of the released checkpoints, github.com/openai/gpt-2 (Radford et al. 2019 count 117M to 1542M)"
-LLAMA_SOURCE = "parameters of the released checkpoint as its Hugging Face model card counts them"
+CARD_SOURCE = "parameters of the released checkpoint as its Hugging Face model card counts them"
 
 PRESETS: dict[str, Preset] = {
     "gpt2_124m": Preset(_gpt(12, 768, 12), 124e6, GPT2_SOURCE),
@@ -107,9 +157,14 @@ PRESETS: dict[str, Preset] = {
     "gpt2_774m": Preset(_gpt(36, 1280, 20), 774e6, GPT2_SOURCE),
     "gpt2_1558m": Preset(_gpt(48, 1600, 25), 1558e6, GPT2_SOURCE),
     "gpt3_175b": Preset(_gpt(96, 12288, 96, length=2048), 175.0e9, "Brown et al. 2020, table 2.1"),
-    "llama2_7b": Preset(_llama2(32, 4096, 32, 11008), 6.74e9, LLAMA_SOURCE),
-    "llama2_13b": Preset(_llama2(40, 5120, 40, 13824), 13.0e9, LLAMA_SOURCE),
-    "llama2_70b": Preset(_llama2(80, 8192, 64, 28672, kv_heads=8), 69.0e9, LLAMA_SOURCE),
-    "llama3_8b": Preset(_llama3(32, 4096, 32, 14336), 8.03e9, LLAMA_SOURCE),
-    "llama3_70b": Preset(_llama3(80, 8192, 64, 28672), 70.6e9, LLAMA_SOURCE),
+    "llama2_7b": Preset(_llama2(32, 4096, 32, 11008), 6.74e9, CARD_SOURCE),
+    "llama2_13b": Preset(_llama2(40, 5120, 40, 13824), 13.0e9, CARD_SOURCE),
+    "llama2_70b": Preset(_llama2(80, 8192, 64, 28672, kv_heads=8), 69.0e9, CARD_SOURCE),
+    "llama3_8b": Preset(_llama3(32, 4096, 32, 14336), 8.03e9, CARD_SOURCE),
+    "llama3_70b": Preset(_llama3(80, 8192, 64, 28672), 70.6e9, CARD_SOURCE),
+    "bert_base": Preset(_bert(12, 768, 12), 110e6, "Devlin et al. 2019, section 3"),
+    "bert_large": Preset(_bert(24, 1024, 16), 336e6, f"{CARD_SOURCE}; the paper rounds to 340M"),
+    # The paper's vocabulary is "about 37000", and it does not say what it counts: ours has 3% less than its 65M.
+    "transformer_base": Preset(_vaswani(512, 8), 65e6, "Vaswani et al. 2017, table 3", within=0.035),
+    "transformer_big": Preset(_vaswani(1024, 16), 213e6, "Vaswani et al. 2017, table 3"),
 }
