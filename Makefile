@@ -33,8 +33,8 @@ lint: $(INSTALLED)  ## check style, formatting and types
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 
-soak: $(INSTALLED)  ## run the tests that take minutes
-	$(PY) -m pytest -q -m soak --timeout=3600 tests $(ARGS)
+soak: $(INSTALLED)  ## run the tests that take minutes; results go to tests/soak.json
+	$(PY) -m pytest -q -m soak --timeout=3600 --record-soak tests $(ARGS)
 
 bench: $(INSTALLED)  ## measure speed and memory on the CPU, write benchmarks/RESULTS.md
 	$(PY) -m benchmarks.results --run $(ARGS)

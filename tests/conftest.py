@@ -29,6 +29,17 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--record-soak", action="store_true", help="keep the results of soak tests in tests/soak.json")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--record-soak"):
+        from tests.soak import Recorder
+
+        config.pluginmanager.register(Recorder())
+
+
 def pytest_unconfigure(config: pytest.Config) -> None:
     if _HOME is not None:
         shutil.rmtree(_HOME, ignore_errors=True)

@@ -80,9 +80,13 @@ def undisturbed(tmp_path_factory, text) -> Lab:
     return lab
 
 
-def kill_repeatedly(lab: Lab, times: int, seed: int) -> None:
-    """Kills the driver with its workers, the driver alone, or workers alone, each after some progress."""
-    chance = random.Random(seed)
+def kill_repeatedly(lab: Lab, times: int, seed: int) -> int:
+    """Kills the driver with its workers, the driver alone, or workers alone, each after some progress.
+
+    Returns:
+      How many processes were killed.
+    """
+    chance, killed = random.Random(seed), 0
     for kill in range(times):
         process = lab.start()
         target = lab.lines() + chance.randrange(1, max(2, 2 * MEMBERS * LINES // times))
@@ -96,12 +100,14 @@ def kill_repeatedly(lab: Lab, times: int, seed: int) -> None:
         victims = [[process.pid, *workers], [process.pid], workers][kill % 3]
         for pid in victims:
             send_kill(pid)
+        killed += len({*victims, process.pid})
         if process.pid not in victims:
             time.sleep(chance.random())
             send_kill(process.pid)
         process.communicate()
         assert lab.records().items() >= finished.items()  # what is finished is never touched again
     lab.finish()
+    return killed
 
 
 def send_kill(pid: int) -> None:
@@ -130,10 +136,14 @@ def test_kills_change_nothing(tmp_path, text, undisturbed):
 
 
 @pytest.mark.soak
-def test_twenty_kills_change_nothing(tmp_path, text, undisturbed):
+def test_twenty_kills_change_nothing(tmp_path, text, undisturbed, record_property):
     lab = Lab(tmp_path, text)
-    kill_repeatedly(lab, times=20, seed=1)
+    record_property("processes killed", kill_repeatedly(lab, times=20, seed=1))
     check_same_end(lab, undisturbed)
+    record_property("drivers killed", 20)
+    record_property("members trained once", lab.report()["progress"]["done"])
+    attempts = [path.read_text().count('"attempt"') for path in lab.runs.glob("*/lr*/events.jsonl")]
+    record_property("members interrupted", sum(count > 1 for count in attempts))
 
 
 def test_one_other_number_is_noticed(tmp_path, text, undisturbed):

@@ -167,7 +167,7 @@ def test_the_same_families_moved_apart_are_called_different(identical):
 
 
 @pytest.mark.soak
-def test_planted_effects_through_the_command(texts, tmp_path, configs):
+def test_planted_effects_through_the_command(texts, tmp_path, configs, record_property):
     """Own learning rates, eight seeds, twins, workers, a verdict and a page."""
     made = planted(texts, seeds=8, size={"train.steps": 200, "train.eval_every": 50})
     write_config(configs, made)
@@ -180,14 +180,21 @@ def test_planted_effects_through_the_command(texts, tmp_path, configs):
     assert {d["test"]: d["verdict"] for d in data["decisions"]} == dict.fromkeys(PLANTED, "supported")
     assert {d["registered"] for d in data["decisions"]} == {"before its data"}
     assert data["progress"]["done"] == data["progress"]["planned"] == 5 * 8
+    record_property("runs", data["progress"]["done"])
+    for decision in data["decisions"]:
+        low, high = decision["interval95"]
+        text = f"{decision['estimate']:+.4f} [{low:+.4f}, {high:+.4f}] {data['unit']}"
+        record_property(f"{PLANTED[decision['test']]}: {decision['verdict']}", text)
 
 
 @pytest.mark.soak
-def test_identical_arms_at_length(texts):
+def test_identical_arms_at_length(texts, record_property):
     """Sixty families of eight pairs, and as many families of three contrasts each as they give."""
     cell = arm(ablation(texts[0], rates=(RATE,), size={"train.steps": 40}))
     found = families(lambda member: quick_run(cell, member), count=60, seeds=8)
-    assert sum(states_a_difference(verdict(family)) for family in found) <= most_by_chance(60)
+    alone = sum(states_a_difference(verdict(family)) for family in found)
+    record_property("false verdicts of 60 single contrasts", alone)
+    assert alone <= most_by_chance(60)
     wrong = 0
     for first in range(0, 60, 3):
         contrasts = [Contrast(f"same_{i}", "superiority", test="twin", base="base", expect="better") for i in range(3)]
@@ -199,4 +206,5 @@ def test_identical_arms_at_length(texts):
             for contrast, family in zip(contrasts, found[first : first + 3], strict=True)
         }
         wrong += any(states_a_difference(d) for d in judge_all(contrasts, evidence, Setting("tiny", "real runs")))
+    record_property("false verdicts of 20 families of three contrasts", wrong)
     assert wrong <= most_by_chance(20)

@@ -89,8 +89,17 @@ def undisturbed(tmp_path_factory) -> Path:
     return workdir
 
 
-def kill_repeatedly(workdir: Path, times: int, seed: int) -> None:
-    """Kills the run `times` times, each at a random moment after some progress, then lets it finish."""
+def events(workdir: Path) -> list[str]:
+    """The kinds of what happened, in order."""
+    return [json.loads(line)["kind"] for line in (workdir / "events.jsonl").read_text().splitlines()]
+
+
+def kill_repeatedly(workdir: Path, times: int, seed: int) -> int:
+    """Kills the run `times` times, each at a random moment after some progress, then lets it finish.
+
+    Returns:
+      How many kills it took: fewer where the run ended first.
+    """
     chance = random.Random(seed)
     kills = 0
     while kills < times:
@@ -107,6 +116,7 @@ def kill_repeatedly(workdir: Path, times: int, seed: int) -> None:
         kills += 1
     done = finish(workdir)
     assert done.returncode == 0, done.stdout + done.stderr
+    return kills
 
 
 def check_same_end(workdir: Path, undisturbed: Path) -> None:
@@ -121,9 +131,12 @@ def test_three_kills_change_nothing(tmp_path, undisturbed):
 
 
 @pytest.mark.soak
-def test_twenty_kills_change_nothing(tmp_path, undisturbed):
-    kill_repeatedly(tmp_path / "run", times=20, seed=1)
+def test_twenty_kills_change_nothing(tmp_path, undisturbed, record_property):
+    record_property("kills", kill_repeatedly(tmp_path / "run", times=20, seed=1))
     check_same_end(tmp_path / "run", undisturbed)
+    record_property("steps recorded once", STEPS)
+    record_property("resumed", sum(kind == "resume" for kind in events(tmp_path / "run")))
+    record_property("parameters as undisturbed", final_parameters(tmp_path / "run")[:16])
 
 
 def test_another_seed_is_noticed(tmp_path, undisturbed):
