@@ -23,6 +23,8 @@ def main(argv: list[str] | None = None) -> int:
     configs.add_argument("--configs", type=Path, default=CONFIGS, help="folder of ablation_NAME.py files")
     listing = commands.add_parser("list", help="ablations, or claims of one kind", parents=[configs])
     listing.add_argument("--kind", choices=["exact", "training", "inference", "accounting", "performance"])
+    listing.add_argument("--run", action="store_true", help="run the tests and formulas of the claims listed, first")
+    listing.add_argument("--runs", type=Path, default=RUNS, help="where results are stored")
     for name, text in (
         ("plan", "what a run would train: arms, parameters, FLOPs, time, detectable effect"),
         ("run", "train every arm, judge, and write the page"),

@@ -1,5 +1,8 @@
-"""Exact claims are decided by property tests. A check is a test class with
+"""Exact claims are decided by property tests, accounting claims by a test or a formula (`ablations/formulas.py`).
 
+A check is a test class with
+
+* `claim = "<id>"`, the claim it decides; by it the class is found;
 * `test_holds`, which proves the claim, or `test_refuted`, which shows the counter-example its docstring states;
 * `test_sabotage`, which breaks the mechanism on purpose and sees the property fail.
 """
@@ -16,8 +19,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ablations import store
-from ablations.evidence import ExactCheck
+from ablations import formulas, store
+from ablations.evidence import Evidence, ExactCheck, FormulaCheck, Number, Setting
+from ablations.schema import Contrast
+from ablations.verdict import Decision, Overall, judge, overall
 from transformer.errors import UserError
 from transformer.training.jsonfiles import read_json, write_json
 
@@ -26,22 +31,66 @@ STORED = "checks.json"
 RAN = (0, 1, 5)  # exit codes of pytest: all passed, some failed, nothing collected
 
 
-def run(checks: Iterable[str], runs: Path) -> dict[str, ExactCheck]:
-    """Runs the test classes and stores their results beside the arms.
+Result = ExactCheck | FormulaCheck
+
+
+def discover(root: Path | None = None) -> dict[str, list[str]]:
+    """Claim id -> what decides it: every test class that names the claim, and the formula of that name."""
+    found: dict[str, list[str]] = {}
+    root = root or ROOT
+    for path in sorted((root / "tests").rglob("test_*.py")):
+        text = path.read_text(encoding="utf-8")
+        if "claim = " not in text:
+            continue
+        for node in ast.parse(text).body:
+            if isinstance(node, ast.ClassDef) and (claim := _claim_of(node)):
+                found.setdefault(claim, []).append(f"{path.relative_to(root).as_posix()}::{node.name}")
+    for name in formulas.FORMULAS:
+        found.setdefault(name, []).append(name)
+    return found
+
+
+def _claim_of(node: ast.ClassDef) -> str:
+    for line in node.body:
+        if isinstance(line, ast.Assign) and isinstance(line.value, ast.Constant):
+            names = [target.id for target in line.targets if isinstance(target, ast.Name)]
+            if "claim" in names:
+                return str(line.value.value)
+    return ""
+
+
+def run(checks: Iterable[str], runs: Path) -> dict[str, Result]:
+    """Runs the test classes, evaluates the formulas and stores the results beside the arms.
 
     Returns:
       The result of each check; none for one whose tests were skipped.
 
     Raises:
-      UserError: a check names no test or cannot be run, or pytest is not installed.
+      UserError: a check names no test and no formula or cannot be run, or pytest is not installed.
     """
     wanted = sorted(set(checks))
+    evaluated = {name: formulas.evaluate(name) for name in wanted if "::" not in name and "/" not in name}
+    found: dict[str, Result] = {**evaluated, **_run_tests([check for check in wanted if check not in evaluated])}
+    stored = {check: result for check, result in _load(runs).items() if check not in wanted}
+    for check, result in found.items():
+        content = dataclasses.asdict(result)
+        stored[check] = {**content, "digest": store.digest({"check": check, **content})}
+    if wanted:
+        runs.mkdir(parents=True, exist_ok=True)
+        write_json(runs / STORED, dict(sorted(stored.items())))
+    return found
+
+
+def _run_tests(wanted: list[str]) -> dict[str, ExactCheck]:
     if not wanted:
         return {}
     for check in wanted:
         file, separator, name = check.partition("::")
         if not (separator and name and (ROOT / file).is_file()):
-            raise UserError(f"The check {check!r} is not FILE::CLASS with a test file of this repository.")
+            raise UserError(
+                f"The check {check!r} is not FILE::CLASS with a test file of this repository, nor the name of a "
+                "formula."
+            )
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junit-xml={report}", *wanted]
@@ -49,23 +98,60 @@ def run(checks: Iterable[str], runs: Path) -> dict[str, ExactCheck]:
         if not report.is_file() or done.returncode not in RAN:
             raise UserError(_problem(done.stdout + done.stderr, wanted))
         read = {check: _read(report, check) for check in wanted}
-    found = {check: result for check, result in read.items() if result is not None}
-    stored = {check: result for check, result in _load(runs).items() if check not in read}
-    for check, result in found.items():
-        content = dataclasses.asdict(result)
-        stored[check] = {**content, "digest": store.digest({"check": check, **content})}
-    runs.mkdir(parents=True, exist_ok=True)
-    write_json(runs / STORED, dict(sorted(stored.items())))
-    return found
+    return {check: result for check, result in read.items() if result is not None}
 
 
-def results(runs: Path) -> dict[str, ExactCheck]:
+def results(runs: Path) -> dict[str, Result]:
     """What the last run of each check gave; one changed by hand counts as not run."""
-    found = {}
+    found: dict[str, Result] = {}
     for check, content in _load(runs).items():
         if content.pop("digest", "") == store.digest({"check": check, **content}):
-            found[check] = ExactCheck(**content)
+            formula = "numbers" in content
+            found[check] = _formula_check(content) if formula else ExactCheck(**content)
     return found
+
+
+def _formula_check(content: dict[str, Any]) -> FormulaCheck:
+    return FormulaCheck(tuple(Number(**number) for number in content["numbers"]))
+
+
+def decide(claim: str, check: str, result: Result | None) -> Decision:
+    """The verdict of one check on one claim."""
+    formula = "::" not in check
+    contrast = Contrast(claim, "formula" if formula else "exact", check=check)
+    evidence = Evidence(formula=result) if isinstance(result, FormulaCheck) else Evidence(exact=result)
+    return judge(contrast, evidence, Setting("checks", "no training"))
+
+
+def sabotage(result: Result | None) -> str:
+    """Whether the deliberately broken variant failed: `caught`, `not caught`, `not run`, or `-` for a formula."""
+    if isinstance(result, FormulaCheck):
+        return "-"
+    if result is None or result.sabotage_caught is None:
+        return "not run"
+    return "caught" if result.sabotage_caught else "not caught"
+
+
+def settled(runs: Path) -> dict[str, Overall]:
+    """Claim id -> the joint verdict of every check of it that was run."""
+    found = results(runs)
+    ran = {claim: [check for check in named if check in found] for claim, named in discover().items()}
+    return {
+        claim: overall([decide(claim, check, found[check]) for check in named]) for claim, named in ran.items() if named
+    }
+
+
+def as_row(result: Result) -> dict[str, Any]:
+    """A result as the report shows it."""
+    if isinstance(result, ExactCheck):
+        return {
+            "passed": result.passed,
+            "sabotage_caught": result.sabotage_caught,
+            "detail": result.counterexample,
+        }
+    shown = (f"{n.what}: {n.claimed:g} claimed, {n.measured:.6g} {n.unit}".rstrip() for n in result.numbers)
+    passed = all(number.agrees for number in result.numbers)
+    return {"passed": passed, "sabotage_caught": None, "kind": "formula", "detail": "; ".join(shown)}
 
 
 def _problem(output: str, wanted: list[str]) -> str:

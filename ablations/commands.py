@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import collections
 import json
 import sys
 import time
@@ -11,6 +12,7 @@ from typing import Any
 
 from ablations import catalog, checks, claims, jobs, plan, summary
 from ablations.cells import cells
+from ablations.evidence import FormulaCheck
 from ablations.lint import lint, require_clean
 from ablations.profiles import check_limits
 from ablations.runner import Pool, default_workers
@@ -19,7 +21,9 @@ from transformer.errors import UserError
 
 
 def list_command(arguments: argparse.Namespace) -> int:
-    """Ablations with their questions, or the claims of one kind."""
+    """Ablations with their questions, or the claims of one kind: with what decides them where no training does."""
+    if arguments.kind in ("exact", "accounting"):
+        return _list_checks([claim for claim in claims.load().values() if claim.kind == arguments.kind], arguments)
     if arguments.kind:
         for claim in claims.load().values():
             if claim.kind == arguments.kind:
@@ -28,6 +32,33 @@ def list_command(arguments: argparse.Namespace) -> int:
     for name in catalog.names():
         ablation = catalog.load(name)
         print(f"{name:20} {ablation.question}\n{'':20} profiles: {', '.join(ablation.profiles) or 'none yet'}")
+    return 0
+
+
+def _list_checks(listed: list[claims.Claim], arguments: argparse.Namespace) -> int:
+    """Claim, verdict, sabotage and test; a claim may have several tests, and one without any says so."""
+    found = checks.discover()
+    if arguments.run:
+        checks.run([check for claim in listed for check in found.get(claim.id, [])], arguments.runs)
+    results = checks.results(arguments.runs)
+    tally: collections.Counter[str] = collections.Counter()
+    section = ""
+    for claim in listed:
+        if claim.section != section:
+            section = claim.section
+            print(f"\n{section}")
+        row = f"  {claim.id:34}"
+        verdicts = []
+        for check in found.get(claim.id, []):
+            decision = checks.decide(claim.id, check, results.get(check))
+            result, sabotage = decision.verdict if check in results else "not run", checks.sabotage(results.get(check))
+            print(f"{row} {result:13} sabotage {sabotage:11} {check}")
+            row = " " * 36
+            verdicts.append(result)
+        if not verdicts:
+            print(f"{row} no test yet")
+        tally[", ".join(sorted(set(verdicts))) or "no test yet"] += 1
+    print(f"\n{len(listed)} claims: " + ", ".join(f"{count} {what}" for what, count in tally.most_common()))
     return 0
 
 
@@ -84,18 +115,21 @@ def run_command(arguments: argparse.Namespace) -> int:
 
 
 def run_checks(name: str, ablation: Ablation, runs: Path) -> None:
-    """The exact claims of an ablation, first: nothing is trained on a mechanism that does not do what it should.
+    """The exact and accounting claims of an ablation, first: nothing is trained on a mechanism that does not do what it
+    should.
 
     Raises:
       UserError: a sabotage went unnoticed, or a claim expected to hold does not.
     """
-    contrasts = [c for c in ablation.contrasts if c.type == "exact"]
+    contrasts = [c for c in ablation.contrasts if c.check]
     if not contrasts:
         return
-    print(f"{name}: checking {len(contrasts)} exact claims", file=sys.stderr)
+    print(f"{name}: checking {len(contrasts)} claims that need no training", file=sys.stderr)
     found = checks.run([c.check for c in contrasts], runs)
     for contrast in contrasts:
         result = found.get(contrast.check)
+        if isinstance(result, FormulaCheck):
+            continue  # whatever comes out is an answer
         if result is None:
             print(f"{contrast.claim}: {contrast.check} was skipped and decides nothing here", file=sys.stderr)
             continue
@@ -119,7 +153,8 @@ def report_command(arguments: argparse.Namespace) -> int:
         print_verdicts(data)
         print(f"page: {written[0]}")
     reports = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(arguments.out.glob("*/report.json"))]
-    print(f"all claims: {write_index(reports, claims.load(), arguments.out)}")
+    settled = checks.settled(arguments.runs)
+    print(f"all claims: {write_index(reports, claims.load(), arguments.out, settled)}")
     return 0
 
 
@@ -168,7 +203,15 @@ def explain_command(arguments: argparse.Namespace) -> int:
         if not answered:
             console.print(Text(f"not measured yet: python -m ablations run {name}"))
             return 0
-    if not answered:
+    if answered:
+        return 0
+    for check in (deciding := checks.discover().get(claim.id, [])):
+        decision = checks.decide(claim.id, check, checks.results(arguments.runs).get(check))
+        console.print(Text(f"\n{decision.verdict}: {check}", style="bold"))
+        console.print(Text(f"  {decision.reason}"))
+    if deciding:
+        console.print(Text(f"  run again: python -m ablations list --kind={claim.kind} --run"))
+    else:
         console.print(Text(f"no config asks this yet; it belongs to the ablation {claim.ablation}"))
     return 0
 

@@ -13,13 +13,14 @@ from typing import Literal
 from ablations.analyses.catastrophe import minimum_gap
 from ablations.analyses.common import ALPHA, Analysis, Significance
 from ablations.analyses.trend import SLOPE_MARGIN
-from ablations.evidence import QUANTITIES, ArmResult, Evidence, Setting
+from ablations.evidence import QUANTITIES, ArmResult, Evidence, Number, Setting
 from ablations.power import equivalence_seeds_needed, seeds_needed
 from ablations.schema import Contrast
 
 Verdict = Literal["supported", "refuted", "mixed", "inconclusive"]
 LOST, KEPT = 0.25, 0.75  # recovered fractions below and above which a part is essential, or dispensable
 MATCHED_WITHIN = 0.01
+FEW = 8  # test seeds below which a profile has a minimum of its own
 SEEDS_IN_REACH = 64  # asking for more than this is no remedy
 
 
@@ -141,6 +142,22 @@ def equivalence(contrast: Contrast, evidence: Evidence, a: Analysis, adjusted: A
     )
 
 
+def level(contrast: Contrast, evidence: Evidence, a: Analysis, adjusted: Adjusted) -> Finding:
+    """The metric is on the good side of the stated value, or significantly on the other."""
+    side = "above" if contrast.better == "higher" else "below"
+    if passes(a.primary, adjusted.primary):
+        return Finding("supported", "supported", f"it is {side} {contrast.margin:g}", significant=True)
+    if passes(a.counter, adjusted.counter):
+        reason = f"it is not {side} {contrast.margin:g}"
+        return Finding("refuted", "refuted", reason, significant=True, against=True)
+    for test, holm in ((a.primary, adjusted.primary), (a.counter, adjusted.counter)):
+        if not test.agree:
+            return _disagreement(test)
+        if test.p <= ALPHA:
+            return _not_after_holm(test.p, holm)
+    return _inconclusive(f"neither above nor below {contrast.margin:g}", "run more test seeds")
+
+
 def catastrophe(contrast: Contrast, evidence: Evidence, a: Analysis, adjusted: Adjusted) -> Finding:
     """Recovered fraction below 1/4 and significantly below 1/2, or above 3/4 and above 1/2, or in between.
 
@@ -241,19 +258,32 @@ def exact(contrast: Contrast, evidence: Evidence) -> Finding:
 
 
 def formula(contrast: Contrast, evidence: Evidence) -> Finding:
-    """The measured number within the stated rounding; else the corrected value is printed."""
+    """Every stated number within its rounding, or none, or some; the corrected values are printed."""
     check = evidence.formula
     if check is None:
         return _inconclusive(f"the formula {contrast.check!r} has not been evaluated", "run it")
-    values = f"claimed {check.claimed:g}, measured {check.measured:.6g}{check.unit and ' ' + check.unit}"
-    if abs(check.measured - check.claimed) <= check.tolerance:
-        return Finding("supported", "supported", f"{values}, within {check.tolerance:g}")
-    return Finding("refuted", "refuted", f"{values}: the corrected value is {check.measured:.6g}")
+    wrong = [number for number in check.numbers if not number.agrees]
+    if not wrong:
+        return Finding("supported", "supported", "; ".join(map(_stated, check.numbers)))
+    corrected = "; ".join(f"{_stated(n)}: the corrected value is {n.measured:.6g}" for n in wrong)
+    if len(wrong) == len(check.numbers):
+        return Finding("refuted", "refuted", corrected)
+    agree = len(check.numbers) - len(wrong)
+    return Finding("mixed", "mixed", f"{agree} of {len(check.numbers)} numbers agree; {corrected}")
+
+
+def _stated(number: Number) -> str:
+    """What was claimed and what comes out."""
+    what = f"{number.what}: " if number.what else ""
+    unit = number.unit and f" {number.unit}"
+    within = f", within {number.tolerance:g}" if number.agrees and number.tolerance else ""
+    return f"{what}claimed {number.claimed:g}, measured {number.measured:.6g}{unit}{within}"
 
 
 RULES: dict[str, Callable[[Contrast, Evidence, Analysis, Adjusted], Finding]] = {
     "superiority": superiority,
     "equivalence": equivalence,
+    "level": level,
     "catastrophe": catastrophe,
     "stability": stability,
     "slope": slope,
@@ -285,10 +315,11 @@ def downgrades(
             found.append(
                 Downgrade(f"the best learning rate of {arm.name} is at the edge of its grid", "extend the grid")
             )
-    needed = setting.min_seeds if setting.min_seeds is not None else contrast.min_seeds
+    needed = seeds_declared(contrast, setting)
     if analysis.n < needed:
-        found.append(Downgrade(f"{analysis.n} of {needed} declared seeds", "run the missing test seeds"))
-    found += _mismatches(evidence, setting)
+        found.append(Downgrade(f"{analysis.n} of {needed} declared seeds so far", "run the missing seeds"))
+    if contrast.type != "slope":  # whose arms differ in size on purpose
+        found += _mismatches(evidence, setting)
     if analysis.detectable is not None and not finding.significant and analysis.detectable > contrast.margin:
         found.append(
             Downgrade(
@@ -297,6 +328,17 @@ def downgrades(
             )
         )
     return tuple(found)
+
+
+def seeds_declared(contrast: Contrast, setting: Setting) -> int:
+    """The seeds a verdict waits for. Judging earlier would be a second look at the same data, with a second chance.
+
+    A profile that declares fewer than eight (demo) stands for itself; elsewhere a contrast may ask for more.
+    """
+    declared = setting.tuning_seeds if contrast.type == "stability" else setting.test_seeds
+    if declared is None:
+        return contrast.min_seeds
+    return declared if declared < FEW or contrast.type == "stability" else max(declared, contrast.min_seeds)
 
 
 def _failed_controls(contrast: Contrast, evidence: Evidence) -> list[Downgrade]:

@@ -89,13 +89,26 @@ class ExactCheck:
 
 
 @dataclasses.dataclass(frozen=True)
-class FormulaCheck:
+class Number:
     """A number someone stated, and ours. `tolerance` is the stated rounding, in the unit of the number."""
 
+    what: str
     claimed: float
     measured: float
     tolerance: float
     unit: str = ""
+
+    @property
+    def agrees(self) -> bool:
+        """Ours is the stated one within its rounding."""
+        return abs(self.measured - self.claimed) <= self.tolerance
+
+
+@dataclasses.dataclass(frozen=True)
+class FormulaCheck:
+    """Every number a claim states, recomputed."""
+
+    numbers: tuple[Number, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,12 +150,14 @@ class Setting:
       profile: smoke, demo, quick or full.
       scale: words for the sentence, such as "64-wide, 0.5M tokens of stdlib".
       verdicts: False for a profile that only checks wiring.
-      min_seeds: replaces each contrast's own minimum where the profile declares fewer (demo).
+      test_seeds: what the profile declares; a verdict waits for all of them. None: the contrast's own minimum alone.
+      tuning_seeds: the same for stability, which is judged on the runs that tune.
       may_differ: quantities the config declares to differ between the arms; others must agree within 1%.
     """
 
     profile: str
     scale: str
     verdicts: bool = True
-    min_seeds: int | None = None
+    test_seeds: int | None = None
+    tuning_seeds: int | None = None
     may_differ: frozenset[Quantity] = frozenset()

@@ -12,6 +12,7 @@ from ablations.schema import Ablation
 from transformer.config import difference
 from transformer.errors import ConfigError
 
+SENSITIVITY_SEEDS = 7  # fewer pairs cannot reach 0.05 in the sign-flip test of `analyses/stability.py`
 STABILITY_FIELDS = ("optimizer.warmup_steps", "optimizer.clip", "optimizer.schedule")
 RECIPE_FIELDS = (
     "train.steps",
@@ -48,7 +49,7 @@ def lint(name: str, ablation: Ablation, profile: str, parameters: dict[str, int]
     """
     arms = cells(name, ablation, profile)
     found = [warning for arm in arms for warning in _arm(arm, arms, ablation, parameters or {})]
-    return [*_metrics(name, ablation), *_duplicates(arms), *found]
+    return [*_metrics(name, ablation), *_stability(name, ablation, profile), *_duplicates(arms), *found]
 
 
 def require_clean(warnings: list[Warning]) -> None:
@@ -67,6 +68,19 @@ def _metrics(name: str, ablation: Ablation) -> Iterator[Warning]:
         if metric not in measured:
             listed = ", ".join(measured)
             yield Warning("error", name, f"{who} reads {metric!r}, which no probe here measures; there are: {listed}")
+
+
+def _stability(name: str, ablation: Ablation, profile: str) -> Iterator[Warning]:
+    """What a comparison of stability can rest on is decided by the number of tuning seeds."""
+    seeds = ablation.profiles[profile].tuning_seeds
+    claims = [c.claim for c in ablation.contrasts if c.type == "stability"]
+    if claims and ablation.profiles[profile].verdicts and seeds < SENSITIVITY_SEEDS:
+        yield Warning(
+            "note",
+            name,
+            f"{', '.join(claims)}: only divergences can decide stability here, since the profile tunes on {seeds} "
+            f"{'seed' if seeds == 1 else 'seeds'}; learning-rate sensitivities need tuning_seeds={SENSITIVITY_SEEDS}",
+        )
 
 
 def _duplicates(arms: list[ArmCell]) -> Iterator[Warning]:

@@ -20,7 +20,7 @@ from transformer.training.objectives import cross_entropy
 from transformer.training.step import Program, TrainState
 
 PROBES = Registry("Ablation.probes")
-ALWAYS = ("loss", "validation_loss")  # what every finished member has
+ALWAYS = ("loss", "validation_loss", "accuracy", "exact_match")  # what a final evaluation measures
 
 
 class Probe(Protocol):

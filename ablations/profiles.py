@@ -49,12 +49,17 @@ STANDARD = {
 
 @dataclasses.dataclass(frozen=True)
 class Limit:
-    """The most a profile may ask for; None is unlimited."""
+    """The most a profile may ask for; None is unlimited.
+
+    `runs` is arms x (learning rates x tuning seeds + test seeds): a comparison of stability, which needs several tuning
+    seeds, may have them where it has fewer arms.
+    """
 
     arms: int | None = None
     learning_rates: int | None = None
     tuning_seeds: int | None = None
     test_seeds: int | None = None
+    runs: int | None = None
     tokens: int | None = None
     d_model: int | None = None
     verdicts: bool | None = None
@@ -63,7 +68,7 @@ class Limit:
 LIMITS = {
     "smoke": Limit(tokens=100_000, verdicts=False),
     "demo": Limit(arms=3, learning_rates=3, tuning_seeds=1, test_seeds=6, tokens=200_000, d_model=64),
-    "quick": Limit(arms=8, learning_rates=4, tuning_seeds=1, test_seeds=12, tokens=524_288, d_model=64),
+    "quick": Limit(arms=8, learning_rates=4, test_seeds=12, runs=8 * (4 * 1 + 12), tokens=524_288, d_model=64),
     "full": Limit(),
 }
 
@@ -98,6 +103,7 @@ def check_limits(name: str, ablation: Ablation, profile: str) -> None:
         "learning_rates": len(settings.learning_rates),
         "tuning_seeds": settings.tuning_seeds,
         "test_seeds": settings.test_seeds,
+        "runs": sum(len(c.settings.learning_rates) * settings.tuning_seeds + settings.test_seeds for c in arms),
         "tokens": max(c.config.train.steps * c.config.train.batch_size * c.config.data.sequence_length for c in arms),
         "d_model": max(c.config.model.d_model for c in arms),
     }

@@ -16,7 +16,7 @@ from transformer.errors import ConfigError, did_you_mean
 
 Overrides = Mapping[str, Any]
 ContrastType = Literal[
-    "superiority", "equivalence", "catastrophe", "stability", "slope", "ordering", "exact", "formula"
+    "superiority", "equivalence", "level", "catastrophe", "stability", "slope", "ordering", "exact", "formula"
 ]
 
 
@@ -48,15 +48,20 @@ class Contrast:
     Attributes:
       claim: an id in `ablations/claims/`.
       type: how the verdict is computed; `exact` and `formula` name a `check` instead of arms.
-      test, base: names of the two arms compared (`ordering` compares `arms`, in the claimed order).
+      test, base: names of the two arms compared (`level` has no base).
+      arms: `ordering`: the arms in the claimed order, best first; `slope`: the sizes, three or more.
       expect: the direction the claim states for `test` against `base`; None for equivalence and the like.
       metric: a field of the final evaluation, such as `loss`.
       better: whether lower or higher values of the metric are better.
-      margin: smallest effect of interest, in units of the metric.
+      margin: smallest effect of interest, in units of the metric: nats per token, or points of accuracy; for `level`
+        the value that the metric of `test` must reach.
       conditions: names of the conditions it is judged under; empty for all.
-      min_seeds: test seeds below which there is no verdict.
+      min_seeds: test seeds below which there is no verdict; a profile that declares fewer than eight has its own.
       prior: the verdict expected before any run.
-      check: for `exact` and `formula`: the test or formula that decides.
+      check: for `exact` and `formula`: the test (`FILE::CLASS`) or the formula (a name in `ablations/formulas.py`)
+        that decides.
+      exponent, against: for `slope`: the claimed b in metric ~ size^b, and what the size is: `parameters`, `flops`,
+        `tokens` or a config field such as `data.sequence_length`.
     """
 
     claim: str
@@ -73,11 +78,18 @@ class Contrast:
     prior: Literal["supported", "refuted", "mixed", "inconclusive"] = "supported"
     check: str = ""
     note: str = ""
+    exponent: float | None = None
+    against: str = ""
 
     @property
     def hash(self) -> str:
-        """Twelve hex digits over every field: stored with each record, so a later edit shows."""
-        text = json.dumps(dataclasses.asdict(self), sort_keys=True)
+        """Twelve hex digits over what differs from the defaults: stored with each record, so a later edit shows.
+
+        A field added later leaves the hashes of what was registered before as they are.
+        """
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        stated = {f.name: fields[f.name] for f in dataclasses.fields(self) if fields[f.name] != f.default}
+        text = json.dumps(stated, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
@@ -119,9 +131,11 @@ class Ablation:
       base: fields set for every cell, before profile, condition and arm.
       matched: what the arms have in common by construction ("parameters", "flops", "tokens", ...).
       probes: what is measured on each trained member beside its loss (`ablations/probes.py`).
-      positive_control: the reference the baseline's loss must beat before it may judge others: `unigram`, `bigram`
-        (entropies of the validation text), or empty for none.
-      primary_metric: the field of the final evaluation that tuning minimises or maximises.
+      positive_control: the reference the baseline must beat before it may judge others: `unigram`, `bigram`
+        (entropies of the validation text, which its loss must beat), `chance` (of a task, which its primary metric
+        must beat), or empty for none.
+      primary_metric: the field of the final evaluation that tuning minimises or maximises: `loss` (nats per token),
+        `accuracy` or `exact_match` (points, 0 to 100; `better="higher"`), or what a probe measures.
     """
 
     question: str
@@ -146,7 +160,13 @@ class Ablation:
         needs_check = contrast.type in ("exact", "formula")
         if needs_check and not contrast.check:
             raise ConfigError(f"Contrast {contrast.claim!r} of type {contrast.type!r} must name its `check`.")
-        named = contrast.arms if contrast.type == "ordering" else (contrast.test, contrast.base)
+        if contrast.type == "slope" and (contrast.exponent is None or not contrast.against or len(contrast.arms) < 3):
+            raise ConfigError(
+                f"Contrast {contrast.claim!r} of type 'slope' needs the claimed `exponent`, what it is `against`, and "
+                "at least three `arms` of different size."
+            )
+        several = contrast.type in ("ordering", "slope")
+        named = contrast.arms if several else (contrast.test, contrast.base)[: 1 if contrast.type == "level" else 2]
         for arm in () if needs_check else named:
             if arm not in self.arms:
                 raise ConfigError(

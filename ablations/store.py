@@ -17,6 +17,7 @@ from transformer.training.jsonfiles import read_json, write_json
 
 RECORD = "record.json"
 CURVE_POINTS = 100
+PERCENT = ("accuracy", "exact_match")  # recorded in points, 0 to 100, where the run has a share
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +29,8 @@ class Record:
       metrics: metric -> final value, in the metric's unit, None where it is not finite; `loss` is on the test split
         where there is one.
       initial: loss of the first step.
-      curve: [tokens, validation loss] during training.
+      curve: [tokens, validation loss] during training; curves: the same for other metrics that were evaluated on the
+        way, by name.
       train_curve: [tokens, train loss, gradient norm].
       contrasts: `ablation:claim:hash` of every contrast registered when its training began.
     """
@@ -46,6 +48,7 @@ class Record:
     tokens: int = 0
     seconds: float = 0.0
     curve: tuple[tuple[float, ...], ...] = ()
+    curves: Mapping[str, tuple[tuple[float, ...], ...]] = dataclasses.field(default_factory=dict)
     train_curve: tuple[tuple[float, ...], ...] = ()
     references: Mapping[str, float] = dataclasses.field(default_factory=dict)
     fingerprint: str = ""
@@ -54,7 +57,7 @@ class Record:
 
     def score(self, metric: str = "loss") -> Score | None:
         """What it says about its learning rate, on validation; None if it failed or was not measured: nothing."""
-        name = "validation_loss" if metric == "loss" else metric
+        name = f"validation_{metric}" if f"validation_{metric}" in self.metrics or metric == "loss" else metric
         if self.state == "failed" or (self.state == "done" and name not in self.metrics):
             return None
         return Score(self.metrics.get(name))
@@ -92,6 +95,7 @@ def read_record(directory: Path) -> Record | None:
     content["member"] = Member(**content["member"])
     for name in ("curve", "train_curve"):
         content[name] = tuple(tuple(point) for point in content[name])
+    content["curves"] = {name: tuple(map(tuple, curve)) for name, curve in content.get("curves", {}).items()}
     content["contrasts"] = tuple(content["contrasts"])
     record = Record(**content)
     if record.member.name != directory.name or not directory.parent.name.endswith(f"-{record.arm_hash[:10]}"):

@@ -8,45 +8,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ablations import catalog, checks, claims, confounds, store
-from ablations.cells import ArmCell, Member, cells
-from ablations.evidence import ArmResult, Control, Evidence, ExactCheck, Outcome, Setting
+from ablations import checks, claims, confounds, store
+from ablations.cells import ArmCell, Member
+from ablations.evidence import Evidence, Setting
+from ablations.gather import Results, collect, evidence_for, initial_value, named_arms
 from ablations.power import noise_floor
-from ablations.schema import Ablation, Contrast
-from ablations.store import Record
+from ablations.schema import Contrast
+from ablations.store import PERCENT, Record
 from ablations.verdict import ESTIMATE_NAMES, Decision, judge_all, overall
 
-UNITS = {"loss": "nats per token", "prefix_loss": "nats per token", "teacher_forced_loss": "nats per token"}
-
-
-@dataclasses.dataclass(frozen=True)
-class Results:
-    """Everything found on disk for one ablation at one profile.
-
-    Attributes:
-      arms: each arm with the records of its own members; others, of ablations that share the arm, are left out.
-      tampered: records whose digest does not fit; they count as missing.
-      checks: results of the exact claims' tests.
-    """
-
-    name: str
-    ablation: Ablation
-    profile: str
-    arms: list[tuple[ArmCell, dict[Member, Record]]]
-    tampered: list[str]
-    checks: Mapping[str, ExactCheck]
-
-
-def collect(name: str, profile: str, runs: Path) -> Results:
-    """Reads all records of an ablation at a profile."""
-    ablation = catalog.load(name)
-    arms, tampered = [], []
-    for cell in cells(name, ablation, profile):
-        records, changed = store.read_arm(cell.directory(runs))
-        needed = cell.members(store.scores(records, cell.metric))
-        arms.append((cell, {member: records[member] for member in needed if member in records}))
-        tampered += [name for name in changed if name not in tampered]
-    return Results(name, ablation, profile, arms, tampered, checks.results(runs))
+UNITS = {
+    **dict.fromkeys(("loss", "prefix_loss", "teacher_forced_loss"), "nats per token"),
+    **dict.fromkeys(PERCENT, "points"),
+}
 
 
 def collect_noise(name: str, profile: str, runs: Path) -> float | None:
@@ -61,7 +35,8 @@ def summarize(results: Results) -> dict[str, Any]:
         profile=results.profile,
         scale=_scale(results),
         verdicts=settings.verdicts,
-        min_seeds=settings.test_seeds if settings.test_seeds < 8 else None,
+        test_seeds=settings.test_seeds,
+        tuning_seeds=settings.tuning_seeds,
         may_differ=frozenset(q for q in ("parameters", "flops", "tokens") if q not in ablation.matched),
     )
     conditions = settings.conditions or tuple(ablation.conditions)
@@ -69,7 +44,7 @@ def summarize(results: Results) -> dict[str, Any]:
         (contrast.hash, condition): found
         for contrast in ablation.contrasts
         for condition in contrast.conditions or conditions
-        if (found := _evidence(results, contrast, condition)) is not None
+        if (found := evidence_for(results, contrast, condition)) is not None
     }
     decisions = judge_all(ablation.contrasts, evidence, setting, conditions)
     arms = [_arm(results, cell, records) for cell, records in results.arms]
@@ -94,81 +69,6 @@ def summarize(results: Results) -> dict[str, Any]:
         "checks": _checks(results),
         "provenance": _provenance(results),
     }
-
-
-# --- evidence ----------------------------------------------------------------------------------------------------
-
-
-def _find(results: Results, arm: str, condition: str) -> tuple[ArmCell, dict[Member, Record]] | None:
-    return next(((c, r) for c, r in results.arms if c.arm == arm and c.condition == condition), None)
-
-
-def _evidence(results: Results, contrast: Contrast, condition: str) -> Evidence | None:
-    if contrast.type == "exact":
-        return Evidence(exact=results.checks.get(contrast.check)) if contrast.check in results.checks else None
-    if contrast.type == "formula":
-        return None
-    names = contrast.arms or (contrast.test, contrast.base)
-    found = [_arm_result(results, name, condition, contrast.metric) for name in names]
-    if any(arm is None for arm in found):
-        return None
-    arms = [arm for arm in found if arm is not None]
-    base = _find(results, names[-1], condition)
-    controls = _controls(results, condition)
-    trivial = None
-    if base is not None and contrast.type == "catastrophe":
-        trivial = next((record.references.get("unigram") for record in base[1].values() if record.references), None)
-    if contrast.type == "ordering":
-        return Evidence(arms=tuple(arms), controls=controls)
-    return Evidence(test=arms[0], base=arms[1], trivial=trivial, controls=controls)
-
-
-def _outcome(record: Record, metric: str) -> Outcome:
-    return Outcome(
-        value=record.metrics.get(metric) if record.state == "done" else None,
-        initial=record.initial,
-        parameters=record.parameters,
-        flops=record.flops_per_token * record.tokens,
-        tokens=record.tokens,
-    )
-
-
-def _arm_result(results: Results, arm: str, condition: str, metric: str) -> ArmResult | None:
-    """One arm's outcomes at its own best learning rate; None while it has none."""
-    found = _find(results, arm, condition)
-    if found is None:
-        return None
-    cell, records = found
-    scores = store.scores(records, cell.metric)
-    best = cell.best_learning_rate(scores)
-    usable = {m: r for m, r in records.items() if r.state != "failed" and not m.twin}
-    measured = {m: r for m, r in usable.items() if r.state == "diverged" or metric in r.metrics}
-    outcomes = {m.seed: _outcome(r, metric) for m, r in measured.items() if not m.is_tuning}
-    curve: dict[float, dict[int, Outcome]] = {}
-    for member, record in usable.items():
-        if member.is_tuning:
-            score = record.score(cell.metric)
-            value = dataclasses.replace(record, metrics={metric: score.value if score else None})
-            curve.setdefault(member.learning_rate, {})[member.seed] = _outcome(value, metric)
-    if not outcomes:
-        return None
-    return ArmResult(arm, outcomes, best, curve, edge=cell.at_edge(scores))
-
-
-def _controls(results: Results, condition: str) -> tuple[Control, ...]:
-    """Whether the baseline learned enough to judge others by."""
-    reference = results.ablation.positive_control
-    found = _find(results, results.ablation.baseline, condition)
-    base = _arm_result(results, results.ablation.baseline, condition, "loss")
-    if not reference or found is None or base is None:
-        return ()
-    bound = next((r.references[reference] for r in found[1].values() if reference in r.references), None)
-    if bound is None:
-        return ()
-    values = [o.value for o in base.outcomes.values() if o.value is not None]
-    mean = sum(values) / len(values) if values else math.inf
-    detail = f"baseline {mean:.3f} against {reference} entropy {bound:.3f}"
-    return (Control(f"the baseline beats the {reference} entropy", mean < bound, detail),)
 
 
 # --- report data -------------------------------------------------------------------------------------------------
@@ -229,6 +129,8 @@ def _decision(d: Decision, results: Results, evidence: Mapping[tuple[str, str], 
         "p": d.p,
         "p_adjusted": d.p_adjusted,
         "q": d.q,
+        "counter_p": d.counter_p,
+        "against": d.against,
         "method": a.method if a else "",
         "sd": a.sd if a else None,
         "rho": a.rho if a else None,
@@ -246,7 +148,7 @@ def _registration(results: Results, contrast: Contrast) -> str:
     """Whether the contrast stood as it is now in every record it reads."""
     prefix = f"{results.name}:{contrast.claim}:"
     wanted = prefix + contrast.hash
-    arms = set(contrast.arms or (contrast.test, contrast.base))
+    arms = named_arms(contrast)
     seen = [r.contrasts for cell, records in results.arms if cell.arm in arms for r in records.values()]
     if all(wanted in known for known in seen):
         return "before its data"
@@ -271,11 +173,11 @@ def _arm(results: Results, cell: ArmCell, records: dict[Member, Record]) -> dict
                     "seed": member.seed,
                     "value": score.value if score else None,
                     "state": record.state if record else "missing",
-                    "initial": record.initial if record else None,
+                    "initial": initial_value(record, cell.metric) if record else None,
                 }
             )
         else:
-            members.append(_member(member, record))
+            members.append(_member(member, record, cell.metric))
     arm = results.ablation.arms[cell.arm]
     return {
         "arm": cell.arm,
@@ -296,7 +198,7 @@ def _arm(results: Results, cell: ArmCell, records: dict[Member, Record]) -> dict
     }
 
 
-def _member(member: Member, record: Record | None) -> dict[str, Any]:
+def _member(member: Member, record: Record | None, metric: str) -> dict[str, Any]:
     return {
         "seed": member.seed,
         "twin": member.twin,
@@ -305,10 +207,10 @@ def _member(member: Member, record: Record | None) -> dict[str, Any]:
         "error": record.error if record else "",
         "diverged_at": record.diverged_at if record else None,
         "metrics": dict(record.metrics) if record else {},
-        "initial": record.initial if record else None,
+        "initial": initial_value(record, metric) if record else None,
         "seconds": record.seconds if record else None,
         "tokens_per_second": record.tokens / record.seconds if record and record.seconds else None,
-        "curve": [list(point) for point in record.curve] if record else [],
+        "curve": [list(point) for point in record.curves.get(metric, record.curve)] if record else [],
         "train_curve": [list(point) for point in record.train_curve] if record else [],
     }
 
@@ -355,10 +257,15 @@ def _noise(results: Results) -> dict[str, Any]:
 
 
 def _references(results: Results) -> list[list[Any]]:
+    percent = results.ablation.primary_metric in PERCENT
     for _, records in results.arms:
         for record in records.values():
             if record.references:
-                return [[f"{name} entropy", value] for name, value in sorted(record.references.items(), reverse=True)]
+                wanted = {name: v for name, v in record.references.items() if (name == "chance") == percent}
+                return [
+                    [name if percent else f"{name} entropy", value]
+                    for name, value in sorted(wanted.items(), reverse=True)
+                ]
     return []
 
 
@@ -388,16 +295,8 @@ def _checks(results: Results) -> list[dict[str, Any]]:
     rows = []
     for contrast in results.ablation.contrasts:
         result = results.checks.get(contrast.check)
-        if contrast.type == "exact" and result is not None:
-            rows.append(
-                {
-                    "claim": contrast.claim,
-                    "name": contrast.check,
-                    "passed": result.passed,
-                    "sabotage_caught": result.sabotage_caught,
-                    "detail": result.counterexample,
-                }
-            )
+        if result is not None:
+            rows.append({"claim": contrast.claim, "name": contrast.check, **checks.as_row(result)})
     return rows
 
 

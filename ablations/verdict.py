@@ -66,6 +66,10 @@ class Decision:
         if contrast.type == "ordering":
             names = " > ".join(contrast.arms) if contrast.expect != "worse" else " < ".join(contrast.arms)
             return f"{names} on {contrast.metric}"
+        if contrast.type == "level":
+            return f"{contrast.metric} of {contrast.test} {LEVEL_SIDES[contrast.better]} {contrast.margin:g}"
+        if contrast.type == "slope":
+            return f"{contrast.metric} against {contrast.against} over {', '.join(contrast.arms)}"
         return f"{contrast.test} against {contrast.base} on {contrast.metric}"
 
     @property
@@ -90,9 +94,11 @@ class Decision:
         return "; ".join(part for part in parts if part) + "."
 
 
+LEVEL_SIDES = {"lower": "below", "higher": "above"}
 ESTIMATE_NAMES = {
     "superiority": "difference",
     "equivalence": "difference",
+    "level": "mean",
     "catastrophe": "recovered fraction",
     "stability": "sensitivity ratio",
     "slope": "exponent",

@@ -19,7 +19,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from transformer.training.jsonfiles import read_json, write_json
 
 REGISTERED = "registered.json"
 SHARED = "population"  # where a population's checkpoint lies, in the arm's directory
+FINAL = ("loss", *store.PERCENT)  # of a final evaluation; a probe measures anything else
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")  # env.json has them all
 
 
@@ -207,7 +208,7 @@ class _Arm:
             member,
             outcome.state,
             self.job.cell.hash,
-            metrics=self._metrics(member, path, summary) if outcome.state == "done" else {},
+            metrics=self._metrics(member, path, rows) if outcome.state == "done" else {},
             initial=_finite(summary.get("initial_loss")),
             diverged_at=summary.get("diverged_at"),
             parameters=sum(components.values()),
@@ -215,23 +216,28 @@ class _Arm:
             flops_per_token=accounting.train_flops_per_token(config, self.program.vocab_size),
             tokens=train_rows[-1]["tokens"] if train_rows else 0,
             seconds=summary.get("training_seconds", 0.0),
-            curve=store.thin([(r["tokens"], r["loss"]) for r in validation if not r.get("final")]),
+            curve=_curve(validation, "loss"),
+            curves={name: _curve(validation, name) for name in store.PERCENT if any(name in r for r in validation)},
             train_curve=store.thin([(r["tokens"], r["loss"], r["grad_norm"]) for r in train_rows]),
-            references=self.dataset.bounds("validation"),
+            references={name: _percent(name, v) for name, v in self.dataset.bounds("validation").items()},
             fingerprint=summary["fingerprint"],
             contrasts=contrasts,
             environment=_environment(path),
         )
 
-    def _metrics(self, member: Member, path: Path, summary: Mapping[str, Any]) -> dict[str, float | None]:
-        """The final numbers of a run that ended well."""
+    def _metrics(self, member: Member, path: Path, rows: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
+        """The final numbers of a run that ended well: each metric on the test split, or else on validation, and as
+        `validation_...`, which learning rates are chosen by."""
         from ablations import probes
         from transformer.training.run import load
 
-        metrics = {}
-        if "validation_loss" in summary:
-            validation = summary["validation_loss"]
-            metrics = {"loss": summary.get("test_loss", validation), "validation_loss": validation}
+        final: dict[str, dict[str, float]] = {
+            row["split"]: {name: _percent(name, row[name]) for name in FINAL if row.get(name) is not None}
+            for row in rows
+            if row.get("final")
+        }
+        validation = final.get("validation", {})
+        metrics = {**validation, **final.get("test", {})} | {f"validation_{n}": v for n, v in validation.items()}
         tuned_by = {cell.metric for cell in self.job.cells}
         if self.job.probes and not (member.is_tuning and tuned_by <= metrics.keys()):
             metrics |= probes.measure(
@@ -245,6 +251,16 @@ class _Arm:
             listed = ", ".join(metrics) or "none, since eval.final=False"
             raise ConfigError(f"The primary metric {unknown.pop()!r} is not measured; there are: {listed}.")
         return {name: _finite(value) for name, value in metrics.items()}
+
+
+def _percent(name: str, value: float) -> float:
+    """Shares become points; everything else stays."""
+    return 100.0 * value if name in store.PERCENT or name == "chance" else value
+
+
+def _curve(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[tuple[float, ...], ...]:
+    """(tokens, metric) during training, at most 100 points."""
+    return store.thin([(r["tokens"], _percent(name, r[name])) for r in rows if name in r and not r.get("final")])
 
 
 def _finite(value: float | None) -> float | None:

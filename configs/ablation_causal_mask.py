@@ -42,6 +42,14 @@ ABLATION = Ablation(
         ),
         Contrast(
             claim="no_mask_cheating",
+            type="level",
+            test="no_mask",
+            metric="teacher_forced_loss",
+            margin=0.1,
+            note="solved: less than a tenth of a nat is left",
+        ),
+        Contrast(
+            claim="no_mask_cheating",
             type="superiority",
             test="no_mask",
             base="causal",

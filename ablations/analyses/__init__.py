@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from ablations.analyses.catastrophe import analyse_catastrophe
 from ablations.analyses.common import Analysis
-from ablations.analyses.difference import analyse_difference
+from ablations.analyses.difference import analyse_difference, analyse_level
 from ablations.analyses.stability import analyse_stability
 from ablations.analyses.trend import analyse_ordering, analyse_slope
 from ablations.evidence import Evidence
@@ -15,6 +15,7 @@ from ablations.schema import Contrast
 ANALYSES: dict[str, Callable[[Contrast, Evidence], Analysis]] = {
     "superiority": analyse_difference,
     "equivalence": analyse_difference,
+    "level": analyse_level,
     "catastrophe": analyse_catastrophe,
     "stability": analyse_stability,
     "slope": analyse_slope,

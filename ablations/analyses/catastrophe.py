@@ -28,7 +28,7 @@ HALF = 0.5  # the recovered fraction tested against
 
 def minimum_gap(contrast: Contrast) -> float:
     """How far the baseline must beat the trivial predictor before a fraction of that gap means anything."""
-    return 0.3 if contrast.better == "lower" else 0.2
+    return 0.3 if contrast.better == "lower" else 20.0  # nats per token, or points
 
 
 def analyse_catastrophe(contrast: Contrast, evidence: Evidence) -> Analysis:

@@ -1,4 +1,4 @@
-"""Superiority and equivalence: is there a difference between two arms, and is it larger than the margin?"""
+"""Superiority, equivalence, level: do two arms differ, by more than the margin; does one reach a stated value?"""
 
 from __future__ import annotations
 
@@ -61,6 +61,43 @@ def analyse_difference(contrast: Contrast, evidence: Evidence) -> Analysis:
         rho=pairs.rho,
         detectable=minimum_detectable_effect(pairs.n) * pairs.sd,
         welch=statistics.welch(test, base),
+    )
+
+
+def analyse_level(contrast: Contrast, evidence: Evidence) -> Analysis:
+    """Is one arm's metric better than a stated value? One-sided t test and sign flips of what is left above it.
+
+    With a diverged run the mean has no meaning: a sign test (diverged = worst) decides.
+    """
+    arm = evidence.test
+    if arm is None or len(arm.outcomes) < 2:
+        count = 0 if arm is None else len(arm.outcomes)
+        return Analysis(n=count, missing=f"{count} runs", remedy="run more test seeds")
+    seeds = sorted(arm.outcomes)
+    values = metric(arm, seeds, worst(contrast))
+    good = 1.0 if contrast.better == "higher" else -1.0
+    beyond = good * (values - contrast.margin)
+    if np.isinf(values).any():
+        reached, missed = (statistics.sign_test(beyond, 0.0, side) for side in ("greater", "less"))
+        return Analysis(
+            method="one-sided sign test against the level (diverged runs count as worst)",
+            n=len(seeds),
+            primary=Significance(reached, reached),
+            counter=Significance(missed, missed),
+            estimate=finite(median(values)),
+            effect=median(beyond),
+        )
+    mean = statistics.sample_estimate(values)
+    margin = statistics.sample_estimate(beyond)
+    return Analysis(
+        method="one-sided t test against the level",
+        n=len(seeds),
+        primary=Significance(margin.p_value(0.0, "greater"), statistics.sign_flip(beyond, 0.0, "greater")),
+        counter=Significance(margin.p_value(0.0, "less"), statistics.sign_flip(beyond, 0.0, "less")),
+        estimate=mean.mean,
+        interval90=mean.interval(0.90),
+        interval95=mean.interval(0.95),
+        effect=margin.mean,
     )
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ablations.claims import Claim
+from ablations.verdict import Overall
 from transformer.errors import UserError
 
 EXTRA = frozenset({"altair", "jinja2", "markupsafe", "vl_convert"})
@@ -37,18 +38,26 @@ def write_report(data: Mapping[str, Any], folder: Path) -> list[Path]:
     return write(data, folder)
 
 
-def write_index(reports: Sequence[Mapping[str, Any]], claims: Mapping[str, Claim], folder: Path) -> Path:
+def write_index(
+    reports: Sequence[Mapping[str, Any]],
+    claims: Mapping[str, Claim],
+    folder: Path,
+    settled: Mapping[str, Overall] | None = None,
+) -> Path:
     """Writes `index.html`: every claim with its verdict, or with "not measured yet" and the verdict expected.
 
     Links lead to `<report_folder(report)>/report.html` beside the index. Where several reports judge a claim, the
     larger profile's verdict stands (full, quick, demo); profiles without verdicts are left out.
+
+    Args:
+      settled: claim id -> what tests and formulas say, for claims that no report answers.
 
     Raises:
       UserError: the extra `[report]` is not installed, or a report is not JSON-able.
     """
     with _extra_installed():
         from ablations.report.index import write_index as write
-    return write(reports, claims, folder)
+    return write(reports, claims, folder, settled)
 
 
 def report_folder(data: Mapping[str, Any]) -> str:

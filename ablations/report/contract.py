@@ -32,7 +32,8 @@ _DECISION: dict[str, Any] = {
     "claim": "", "condition": "default", "type": "superiority", "test": "", "base": "", "arms": [],
     "metric": "loss", "margin": None, "better": "lower", "verdict": "inconclusive", "label": "", "reason": "",
     "remedy": "", "sentence": "", "estimate": None, "estimate_name": "difference", "interval90": None,
-    "interval95": None, "n": 0, "p": None, "p_adjusted": None, "q": None, "method": "", "sd": None, "rho": None,
+    "interval95": None, "n": 0, "p": None, "p_adjusted": None, "q": None,
+    "counter_p": None, "against": False, "method": "", "sd": None, "rho": None,
     "detectable": None, "downgrades": [], "prior": "", "contrast_hash": "", "registered": "", "check": "",
     "paired": [],
 }  # fmt: skip

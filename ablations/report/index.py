@@ -9,19 +9,28 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from markupsafe import Markup
 
 from ablations.claims import Claim
-from ablations.report import page, report_folder
+from ablations.report import numbers, page, report_folder
 from ablations.report.contract import complete
 from ablations.report.members import Row
 from ablations.report.words import VERDICTS
+from ablations.statistics import benjamini_hochberg
+from ablations.verdict import Overall
 
 PROFILES = ("full", "quick", "demo")  # the first that judged a claim is the one that stands
 UNMEASURED = "not measured yet"
+FALSE_DISCOVERIES = 0.05
 
 
-def write_index(reports: Sequence[Mapping[str, Any]], claims: Mapping[str, Claim], folder: Path) -> Path:
+def write_index(
+    reports: Sequence[Mapping[str, Any]],
+    claims: Mapping[str, Claim],
+    folder: Path,
+    settled: Mapping[str, Overall] | None = None,
+) -> Path:
     """See `ablations.report.write_index`."""
     judged = [report for report in map(complete, reports) if report["verdicts"]]
     script = (page.TEMPLATES / "index.js").read_text(encoding="utf-8")
@@ -30,7 +39,7 @@ def write_index(reports: Sequence[Mapping[str, Any]], claims: Mapping[str, Claim
         page.environment()
         .get_template("index.html.j2")
         .render(
-            context(judged, claims),
+            context(judged, claims, settled or {}),
             style=page.style(),
             script=Markup(script),
             policy=f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src 'sha256-{digest}'",
@@ -42,9 +51,17 @@ def write_index(reports: Sequence[Mapping[str, Any]], claims: Mapping[str, Claim
     return path
 
 
-def context(reports: Sequence[Row], claims: Mapping[str, Claim]) -> dict[str, Any]:
+def context(
+    reports: Sequence[Row], claims: Mapping[str, Claim], settled: Mapping[str, Overall] | None = None
+) -> dict[str, Any]:
     """What the template shows: claims by section, the choices of each filter, and the reports."""
-    answers = _answers(reports)
+    standing = suite(reports)
+    answers = _answers(reports, standing)
+    for claim, decided in (settled or {}).items():
+        if claim not in answers:
+            answers[claim] = [
+                {"verdict": decided.verdict, "sentence": decided.reason, "where": "", "link": "", "q": ""}
+            ]
     rows = [_row(claim, answers.get(claim.id, [])) for claim in claims.values()]
     sections: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
@@ -56,6 +73,7 @@ def context(reports: Sequence[Row], claims: Mapping[str, Claim]) -> dict[str, An
         "measured": len(rows) - counts[UNMEASURED],
         "tally": [(verdict, counts[verdict]) for verdict in VERDICTS if counts[verdict]],
         "unmeasured": UNMEASURED,
+        "discoveries": _discoveries(standing),
         "filters": [
             ("verdict", "Verdict", [name for name in (*VERDICTS, UNMEASURED) if counts[name]]),
             ("kind", "Kind", list(dict.fromkeys(row["claim"].kind for row in rows))),
@@ -74,7 +92,37 @@ def context(reports: Sequence[Row], claims: Mapping[str, Claim]) -> dict[str, An
     }
 
 
-def _answers(reports: Sequence[Row]) -> dict[str, list[dict[str, Any]]]:
+def suite(reports: Sequence[Row]) -> dict[tuple[str, str, int], float]:
+    """(report, profile, decision) -> q of the test its verdict rests on: Benjamini-Hochberg over the whole suite.
+
+    Holm holds the chance of any false verdict within one question; over all questions the share of false ones among
+    those given is what can be held. Each comparison enters with its test for the claim and its test against it.
+    """
+    compared = {
+        (report["name"], report["profile"], i): decision
+        for report in reports
+        for i, decision in enumerate(report["decisions"])
+        if decision["p"] is not None
+    }
+    if not compared:
+        return {}
+    sides = [(d["p"], 1.0 if d["counter_p"] is None else d["counter_p"]) for d in compared.values()]
+    q = benjamini_hochberg(np.asarray(sides).reshape(-1)).reshape(-1, 2)
+    return {key: float(q[row, int(d["against"])]) for row, (key, d) in enumerate(compared.items())}
+
+
+def _discoveries(standing: Mapping[tuple[str, str, int], float]) -> str:
+    """How many comparisons of the whole suite stand out at a false-discovery rate of 5%."""
+    if not standing:
+        return ""
+    found = sum(q <= FALSE_DISCOVERIES for q in standing.values())
+    return (
+        f"Over the whole suite, {found} of {len(standing)} comparisons stand out at a false discovery rate of "
+        f"{FALSE_DISCOVERIES:.0%} (Benjamini-Hochberg); q beside an answer is the rate at which it would just do."
+    )
+
+
+def _answers(reports: Sequence[Row], standing: Mapping[tuple[str, str, int], float]) -> dict[str, list[dict[str, Any]]]:
     """Claim id -> its answers, the one that stands first."""
     answers: dict[str, list[dict[str, Any]]] = {}
     for report in sorted(reports, key=lambda report: (_rank(report["profile"]), report["name"])):
@@ -87,9 +135,22 @@ def _answers(reports: Sequence[Row]) -> dict[str, list[dict[str, Any]]]:
                     "sentence": claim["sentence"],
                     "where": f"{report['name']}, {report['profile']}",
                     "link": f"{report_folder(report)}/report.html",
+                    "q": _largest_q(report, claim, standing),
                 }
             )
     return answers
+
+
+def _largest_q(report: Row, claim: Row, standing: Mapping[tuple[str, str, int], float]) -> str:
+    """q of the least certain comparison that was decided; empty where nothing was inferred."""
+    known = [
+        standing[key]
+        for i in claim["decisions"]
+        if (key := (report["name"], report["profile"], i)) in standing
+        and report["decisions"][i]["verdict"] != "inconclusive"
+    ]
+    written = numbers.p_value(max(known)) if known else ""
+    return written and f"q {'' if written.startswith('<') else '= '}{written}"
 
 
 def _measured(report: Row, claim: Row) -> bool:

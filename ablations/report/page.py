@@ -25,6 +25,7 @@ QUESTIONS = {
     "equivalence": "are they the same?",
     "catastrophe": "how much of what the baseline learned is left?",
     "stability": "which tolerates the wider range of learning rates?",
+    "level": "does it reach the stated value?",
     "slope": "does it follow the claimed power law?",
     "ordering": "is the order as claimed?",
     "exact": "proof by test",
@@ -158,6 +159,10 @@ def _comparison(report: Row, decision: Row, scales: dict[tuple[str, str], forest
 def _subject(decision: Row) -> str:
     if decision["type"] in ("exact", "formula") or not (decision["test"] or decision["arms"]):
         return decision["check"] or decision["claim"]
+    if decision["type"] == "level":
+        return decision["test"]
+    if decision["type"] == "slope" and decision["arms"]:
+        return f"{decision['metric']} over {', '.join(decision['arms'])}"
     if decision["type"] == "ordering" and decision["arms"]:
         return ", then ".join(decision["arms"])
     return f"{decision['test']} against {decision['base']}"

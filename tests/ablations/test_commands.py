@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ablations import catalog, checks, commands, jobs, push, store, summary
+from ablations import catalog, checks, claims, commands, jobs, push, store, summary
 from ablations.__main__ import main
 from ablations.cells import Member
 from ablations.evidence import ExactCheck
@@ -74,7 +74,27 @@ def test_list_of_this_repository(capsys):
 
 def test_list_of_claims(capsys):
     assert main(["list", "--kind=exact"]) == 0
-    assert any(line.startswith("causal_mask_blocks_future ") for line in capsys.readouterr().out.splitlines())
+    said = capsys.readouterr().out.splitlines()
+    row = next(line.split() for line in said if line.startswith("  causal_mask_blocks_future "))
+    assert row[-1] == "tests/claims/test_causal_mask.py::TestBlocksFuture"
+    exact = sum(claim.kind == "exact" for claim in claims.load().values())
+    assert said[-1].startswith(f"{exact} claims: ")
+    assert main(["list", "--kind=performance"]) == 0
+    assert capsys.readouterr().out.splitlines()
+
+
+def test_list_runs_what_decides_and_tells_what_came_out(tmp_path, capsys, monkeypatch):
+    found = {"zero3_share": ["zero3_share"], "allreduce_volume": ["allreduce_volume"]}
+    monkeypatch.setattr(checks, "discover", lambda: found)
+    arguments = ["list", "--kind=accounting", f"--runs={tmp_path}"]
+    assert main(arguments) == 0
+    assert "not run" in capsys.readouterr().out
+    assert main([*arguments, "--run"]) == 0 and main(arguments) == 0  # kept for the next time
+    rows = [line.split()[:2] for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
+    assert rows.count(["zero3_share", "supported"]) == rows.count(["allreduce_volume", "refuted"]) == 2
+    assert main(["explain", "allreduce_volume", f"--runs={tmp_path}"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "refuted: allreduce_volume" in said and "the corrected value is 699.3" in said
 
 
 def test_status_counts_members(lab, tmp_path, capsys):

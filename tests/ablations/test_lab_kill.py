@@ -142,8 +142,9 @@ def test_twenty_kills_change_nothing(tmp_path, text, undisturbed, record_propert
     check_same_end(lab, undisturbed)
     record_property("drivers killed", 20)
     record_property("members trained once", lab.report()["progress"]["done"])
-    attempts = [path.read_text().count('"attempt"') for path in lab.runs.glob("*/lr*/events.jsonl")]
+    attempts = [path.read_text().count('"kind": "attempt"') for path in lab.runs.glob("*/lr*/events.jsonl")]
     record_property("members interrupted", sum(count > 1 for count in attempts))
+    record_property("attempts in all", sum(attempts))
 
 
 def test_one_other_number_is_noticed(tmp_path, text, undisturbed):

@@ -9,7 +9,7 @@ import pytest
 from ablations.cells import cells
 from ablations.lint import Warning, lint, require_clean
 from ablations.plan import parameter_counts
-from ablations.schema import Ablation, Arm, Condition
+from ablations.schema import Ablation, Arm, Condition, Contrast
 from tests.ablations.lab import WORSE, ablation
 from transformer.errors import ConfigError
 
@@ -31,6 +31,16 @@ def test_a_clean_ablation_has_no_warning():
     assert warnings(conditions={"a": Condition(), "b": Condition({"model.num_layers": 2})}) == []
 
 
+STABLE = Contrast("layernorm_removal", "stability", test="other", base="base", expect="worse")
+
+
+def test_stability_on_one_tuning_seed_is_noted():
+    (note,) = warnings(contrasts=(STABLE,), profile={"tuning_seeds": 1})
+    assert note.level == "note" and "layernorm_removal: only divergences can decide" in note.message
+    assert "tunes on 1 seed;" in note.message and "tuning_seeds=7" in note.message
+    assert warnings(contrasts=(STABLE,), profile={"tuning_seeds": 7}) == []
+
+
 PLANTED = {
     "same as the baseline": (arms(), "error", "differs from the baseline in no field"),
     "equal override": (arms(**{"model.d_model": 16}), "error", "differs from the baseline in no field"),
@@ -44,9 +54,9 @@ PLANTED = {
     "unmeasured metric": (
         {"contrasts": (dataclasses.replace(WORSE, metric="prefix_los"),)},
         "error",
-        "layernorm_removal reads 'prefix_los', which no probe here measures; there are: loss, validation_loss",
+        "layernorm_removal reads 'prefix_los', which no probe here measures; there are: loss, validation_loss, ",
     ),
-    "unmeasured primary metric": ({"primary_metric": "accuracy"}, "error", "the primary metric reads 'accuracy'"),
+    "unmeasured primary metric": ({"primary_metric": "accurcy"}, "error", "the primary metric reads 'accurcy'"),
     "inert override": (
         arms(**{"model.norm.placement": "post", "model.d_model": 16}),
         "note",

@@ -111,7 +111,7 @@ TOO_MUCH = {
     "arms": ({"arms": {f"a{i}": Arm({"model.num_layers": 1 + i} if i else {}) for i in range(9)}}, "9 arms", "8"),
     "conditions": ({"conditions": {f"c{i}": Condition({"train.steps": 10 + i}) for i in range(5)}}, "10 arms", "8"),
     "rates": ({"profile": {"learning_rates": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)}}, "5 learning rates", "4"),
-    "tuning": ({"profile": {"tuning_seeds": 2}}, "2 tuning seeds", "1"),
+    "runs": ({"seeds": 1, "profile": {"tuning_seeds": 32}}, "130 runs", "128"),
     "seeds": ({"seeds": 13}, "13 test seeds", "12"),
     "tokens": ({"size": {"train.steps": 4097}}, "524,416 tokens", "524,288"),
     "tokens of one arm": ({"arms": {"a": Arm(), "b": Arm({"train.batch_size": 4096})}}, "1,572,864 tokens", "524,288"),
@@ -136,6 +136,7 @@ def test_quick_refuses_more_than_it_affords_and_names_the_number(changes, asked,
 def test_what_a_profile_affords_passes():
     check_limits("tiny", at("quick", seeds=12, rates=(1e-4, 3e-4, 1e-3, 3e-3)), "quick")
     check_limits("tiny", at("demo", seeds=6), "demo")
+    check_limits("tiny", at("quick", profile={"tuning_seeds": 8}), "quick")  # few arms may compare stability
 
 
 def test_smoke_may_not_judge():
@@ -167,6 +168,6 @@ def test_the_standard_profiles_are_within_their_limits():
 
 
 def test_metrics_known_to_lint_are_those_of_the_probes():
-    assert probes.metrics(()) == ("loss", "validation_loss")
+    assert probes.metrics(()) == ("loss", "validation_loss", "accuracy", "exact_match")
     with pytest.raises(ConfigError, match='Did you mean "prefix_loss"'):
         probes.metrics(("prefix_los",))

@@ -131,7 +131,7 @@ def verdict(family: Sequence[tuple[float, float]], shift: float = 0.0) -> Decisi
     twin, base = ({s: Outcome(pair[side]) for s, pair in enumerate(family)} for side in (0, 1))
     twin = {seed: Outcome(outcome.value + shift) for seed, outcome in twin.items()}
     evidence = Evidence(test=ArmResult("twin", twin), base=ArmResult("base", base))
-    return judge(BETTER, evidence, Setting("tiny", "real runs", min_seeds=len(family)))
+    return judge(BETTER, evidence, Setting("tiny", "real runs", test_seeds=len(family)))
 
 
 def states_a_difference(decision: Decision) -> bool:

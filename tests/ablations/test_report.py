@@ -25,7 +25,9 @@ pytest.importorskip("vl_convert", reason="reports need the extra [report]")
 from ablations import claims
 from ablations.report import report_folder, write_index, write_report
 from ablations.report.contract import complete
+from ablations.report.index import suite
 from ablations.report.page import markdown_text
+from ablations.verdict import Overall
 from tests.ablations.report_data import EVIL, report_data
 from transformer.errors import UserError
 
@@ -53,6 +55,9 @@ def big(tmp_path_factory) -> tuple[Path, float]:
     start = time.process_time()
     write_report(report_data(arms=10, seeds=8, points=100), folder)
     return folder, time.process_time() - start
+
+
+SETTLED = {"alibi_formula": "supported", "rank_collapse": "supported"}
 
 
 @pytest.fixture(scope="module")
@@ -417,6 +422,31 @@ def test_the_index_shows_the_verdict_of_the_largest_profile_and_says_what_is_ope
     links = {a["href"] for tag, a in _page(index).elements if tag == "a"}
     assert links == {f"{report_folder(_judging(profile=p))}/report.html" for p in ("quick", "demo")}
     assert all(re.fullmatch(r"[\w-]+/report\.html", link) for link in links)
+
+
+def test_the_index_controls_false_discoveries_over_the_whole_suite():
+    """Twenty tests of which one is at 0.01: alone it counts, among forty hypotheses it does not."""
+    one = {"p": 0.01, "counter_p": 1.0, "against": False}
+    other = {"p": 0.9, "counter_p": 0.9, "against": False}
+    reports = [complete({"name": f"r{i}", "profile": "quick", "decisions": [other] if i else [one]}) for i in range(20)]
+    alone, among = suite(reports[:1]), suite(reports)
+    assert alone == {("r0", "quick", 0): pytest.approx(0.02)}  # a test for and a test against
+    assert among["r0", "quick", 0] == pytest.approx(0.4) and among["r1", "quick", 0] == pytest.approx(0.9 * 40 / 39)
+    refuted = {"p": 1.0, "counter_p": 0.01, "against": True}  # its verdict rests on the other test
+    reports = [complete({"name": "r", "profile": "quick", "decisions": [refuted, {}]})]
+    assert suite(reports) == {("r", "quick", 0): pytest.approx(0.02)}
+
+
+def test_the_index_tells_what_tests_and_formulas_settled(tmp_path):
+    settled = {name: Overall(v, f"because of {name}", {}, False) for name, v in SETTLED.items()}
+    reports = [_judging(("rank_collapse", "refuted"), profile="quick")]
+    page = _page(write_index(reports, claims.load(), tmp_path, settled))
+    articles = {a["id"]: a["data-verdict"] for tag, a in page.elements if tag == "article"}
+    assert articles["alibi_formula"] == "supported"
+    assert articles["rank_collapse"] == "refuted"  # what was measured stands above
+    text = " ".join(page.text.split())
+    assert "because of alibi_formula" in text and "because of rank_collapse" not in text
+    assert "Over the whole suite, 1 of 1 comparisons stand out at a false discovery rate of 5%" in text
 
 
 def test_only_the_script_of_the_index_may_run(index):

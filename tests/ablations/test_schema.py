@@ -86,6 +86,11 @@ def test_contrasts_name_arms_and_conditions_that_exist():
     )
     check_refused(Contrast("c", "exact"), "'exact'", "`check`")
     check_refused(Contrast("c", "formula"), "'formula'", "`check`")
+    sizes = ("pre", "post", "none")
+    check_refused(Contrast("c", "slope", arms=sizes, against="tokens"), "'slope'", "`exponent`")
+    check_refused(Contrast("c", "slope", arms=sizes, exponent=2.0), "'slope'", "`against`")
+    check_refused(Contrast("c", "slope", arms=sizes[:2], exponent=2.0, against="tokens"), "at least three `arms`")
+    check_refused(Contrast("c", "level", test="psot"), "'psot'")
 
 
 def test_the_check_notices_what_is_accepted():
@@ -93,6 +98,8 @@ def test_the_check_notices_what_is_accepted():
         Contrast("c", "superiority", test="post", base="pre", conditions=("deep",)),
         Contrast("c", "ordering", arms=("pre", "post", "none")),
         Contrast("c", "exact", check="tests/x.py::test_y"),
+        Contrast("c", "slope", arms=("pre", "post", "none"), exponent=2.0, against="tokens"),
+        Contrast("c", "level", test="post", margin=0.1),
     )
     assert ablation(contrasts=good).contrasts == good
     for contrast in good:
@@ -115,6 +122,8 @@ OTHER = {
     "prior": "refuted",
     "check": "x",
     "note": "changed",
+    "exponent": 2.0,
+    "against": "tokens",
 }
 
 
@@ -125,6 +134,11 @@ def test_every_field_of_a_contrast_is_in_its_hash():
     hashes = {contrast.hash, *(dataclasses.replace(contrast, **{k: v}).hash for k, v in OTHER.items())}
     assert len(hashes) == len(OTHER) + 1 and all(len(h) == 12 for h in hashes)
     assert Contrast("c", "superiority", test="post", base="pre").hash == contrast.hash
+
+
+def test_a_field_added_later_leaves_hashes_as_they_are():
+    """Registered before `exponent` existed, and committed in records since."""
+    assert Contrast("c", "superiority", test="post", base="pre", expect="worse").hash == "7bf1fd40187a"
 
 
 def test_contrasts_and_arms_cannot_be_changed_in_place():

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from ablations import jobs, store, summary
+from ablations import catalog, jobs, store, summary
 from ablations.cells import Member
 from ablations.schema import Arm, Condition, Contrast
 from tests.ablations.lab import WORSE, ablation, arm, fill, put, write_config
+from transformer.errors import ConfigError
 
 MADE = ablation(rates=(1e-2,), seeds=8)
 OFFSET = 0.1  # nats by which the arm `other` is worse
@@ -86,7 +87,7 @@ def test_deleting_seeds_leaves_nothing_decided(lab, deleted):
         shutil.rmtree(arm(MADE, "other").directory(runs) / f"lr0.01-s{seed}")
     decision = decide(runs)
     assert decision["verdict"] == "inconclusive"
-    assert decision["downgrades"][0]["reason"] == f"{8 - deleted} of 8 declared seeds"
+    assert decision["downgrades"][0]["reason"] == f"{8 - deleted} of 8 declared seeds so far"
 
 
 def test_deleting_an_arm_leaves_nothing_run(lab):
@@ -262,6 +263,116 @@ def test_an_arm_that_fixes_its_rate_reads_its_own_records(tmp_path, configs):
     assert (len(base["members"]), len(slow["members"])) == (16, 8)
     assert data["decisions"][0]["verdict"] == "supported"
     assert data["progress"]["planned"] == 3 + 16 + 8 and data["progress"]["missing"] == 0
+
+
+# --- Tasks: accuracy in points, chance instead of an entropy ------------------------------------------------------
+
+
+def task(test: float, base: float, chance: float | None = 10.0, contrast: Contrast | None = None, **changes):
+    """Writes an ablation judged by accuracy, and records with these accuracies, in points."""
+
+    def write(runs: Path) -> None:
+        made = ablation(
+            rates=(3e-3, 1e-2, 3e-2),
+            seeds=8,
+            primary_metric="accuracy",
+            better="higher",
+            positive_control="chance",
+            contrasts=(contrast or dataclasses.replace(WORSE, metric="accuracy", better="higher", margin=2.0),),
+            **changes,
+        )
+        write_config(catalog._folder, made)
+        for name, level in (("base", base), ("other", test)):
+            cell = arm(made, name)
+            while todo := store.todo(cell, store.read_arm(cell.directory(runs))[0]):
+                for member in todo:
+                    # The rate in the middle is the best one by accuracy, the highest by loss.
+                    value = level + loss(member) - 2.0 - 5.0 * (member.learning_rate != 1e-2)
+                    metrics = {"accuracy": value, "validation_accuracy": value, "loss": member.learning_rate**-1}
+                    bounds = {} if chance is None else {"chance": chance}
+                    known = jobs.registered("tiny", made)
+                    put(runs, cell, member, 1.0, metrics=metrics, references=bounds, contrasts=known)
+
+    return write
+
+
+def test_accuracy_is_judged_in_points(tmp_path, configs):
+    task(test=60.0, base=90.0)(tmp_path)
+    data = judged(tmp_path)
+    (decision,) = data["decisions"]
+    assert decision["verdict"] == "supported", decision["sentence"]
+    assert decision["estimate"] == pytest.approx(-30.0, abs=0.5)
+    assert (data["unit"], data["better"], data["references"]) == ("points", "higher", [["chance", 10.0]])
+    assert {a["learning_rate"] for a in data["arms"]} == {1e-2}
+    assert data["arms"][0]["tuning"][0]["initial"] == 10.0  # before training it guesses
+
+
+def test_a_baseline_at_chance_may_not_judge(tmp_path, configs):
+    task(test=5.0, base=9.0)(tmp_path)
+    assert "the baseline beats chance" in judged(tmp_path)["decisions"][0]["reason"]
+
+
+def test_a_control_that_was_never_recorded_is_not_passed(tmp_path, configs):
+    task(test=60.0, base=90.0, chance=None)(tmp_path)
+    assert "recorded no chance" in judged(tmp_path)["decisions"][0]["reason"]
+
+
+@pytest.mark.parametrize(
+    ("test", "base", "verdict"),
+    [(12.0, 95.0, "supported"), (94.0, 95.0, "refuted"), (15.0, 25.0, "inconclusive")],
+    ids=["lost", "kept", "too little to lose"],
+)
+def test_a_catastrophe_is_measured_from_chance(tmp_path, configs, test, base, verdict):
+    registered = Contrast(
+        "layernorm_removal", "catastrophe", test="other", base="base", metric="accuracy", better="higher"
+    )
+    task(test, base, contrast=registered)(tmp_path)
+    decision = judged(tmp_path)["decisions"][0]
+    assert decision["verdict"] == verdict, decision["sentence"]
+
+
+# --- Slopes and levels -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("claimed", "verdict"), [(-0.5, "supported"), (-1.0, "refuted")])
+def test_a_slope_is_judged_against_the_claimed_exponent(tmp_path, configs, claimed, verdict):
+    steps = {"base": 24, "double": 48, "four": 96}
+    made = ablation(
+        rates=(1e-2,),
+        seeds=8,
+        arms={name: Arm({"train.steps": n} if n > 24 else {}) for name, n in steps.items()},
+        contrasts=(Contrast("layernorm_removal", "slope", arms=tuple(steps), against="train.steps", exponent=claimed),),
+        matched=(),
+    )
+    write_config(configs, made)
+    for name, n in steps.items():
+        fill(tmp_path, arm(made, name), lambda m, n=n: loss(m) * n**-0.5, tokens=n * 128)
+    (decision,) = judged(tmp_path)["decisions"]
+    assert decision["verdict"] == verdict, decision["sentence"]
+    assert decision["estimate"] == pytest.approx(-0.5, abs=0.02)
+    tokens = dataclasses.replace(made.contrasts[0], against="tokens")
+    write_config(configs, dataclasses.replace(made, contrasts=(tokens,)))
+    assert judged(tmp_path)["decisions"][0]["estimate"] == pytest.approx(decision["estimate"])
+
+
+def test_a_slope_against_what_is_no_number_is_refused(tmp_path, configs):
+    arms = {"base": Arm(), "b": Arm({"train.steps": 48}), "c": Arm({"train.steps": 96})}
+    odd = Contrast("layernorm_removal", "slope", arms=tuple(arms), against="model.norm.kind", exponent=1.0)
+    made = ablation(rates=(1e-2,), seeds=8, arms=arms, contrasts=(odd,))
+    write_config(configs, made)
+    for name in arms:
+        fill(tmp_path, arm(made, name), loss)
+    with pytest.raises(ConfigError, match=r"'model\.norm\.kind'"):
+        judged(tmp_path)
+
+
+@pytest.mark.parametrize(("level", "verdict"), [(2.3, "supported"), (2.0, "refuted")])
+def test_a_level_needs_one_arm(lab, level, verdict):
+    contrast = Contrast("layernorm_removal", "level", test="other", margin=level)
+    runs = lab(dataclasses.replace(MADE, contrasts=(contrast,)))
+    decision = decide(runs)
+    assert decision["verdict"] == verdict and decision["estimate"] == pytest.approx(2.17, abs=0.05)
+    assert decision["registered"] == "before its data"
 
 
 def test_the_report_data_is_strict_json(lab):

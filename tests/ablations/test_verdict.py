@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from ablations.evidence import ArmResult, Control, Evidence, ExactCheck, FormulaCheck, Outcome, Setting
+from ablations.evidence import ArmResult, Control, Evidence, ExactCheck, FormulaCheck, Number, Outcome, Setting
 from ablations.schema import Contrast
 from ablations.verdict import Decision, judge, judge_all, overall
 from transformer.errors import ConfigError
@@ -118,7 +118,7 @@ CELLS = {
     "catastrophe/supported": (contrast("catastrophe"), pair(1.8, 0.1, **FAIR), "supported"),
     "catastrophe/supported, accuracy": (
         contrast("catastrophe", better="higher"),
-        pair(-0.8, 0.02, level=0.99, trivial=0.1),
+        pair(-80, 2, level=99, trivial=10),
         "supported",
     ),
     "catastrophe/refuted": (contrast("catastrophe"), pair(0.1, 0.1, **FAIR), "refuted"),
@@ -210,10 +210,29 @@ CELLS = {
     ),
     "formula/supported": (
         contrast("formula"),
-        Evidence(formula=FormulaCheck(12.0, 12.04, 0.05)),
+        Evidence(formula=FormulaCheck((Number("share", 12.0, 12.04, 0.05),))),
         "supported",
     ),
-    "formula/refuted": (contrast("formula"), Evidence(formula=FormulaCheck(12.0, 13.4, 0.5)), "refuted"),
+    "formula/refuted": (
+        contrast("formula"),
+        Evidence(formula=FormulaCheck((Number("", 12.0, 13.4, 0.5, "GB"),))),
+        "refuted",
+    ),
+    "formula/mixed": (
+        contrast("formula"),
+        Evidence(formula=FormulaCheck((Number("here", 2.0, 2.0, 0.0), Number("there", 12.0, 13.4, 0.5)))),
+        "mixed",
+    ),
+    "formula/inconclusive": (contrast("formula"), Evidence(), "inconclusive"),
+    "level/supported": (contrast("level", margin=1.6), pair(0.0, 0.01), "supported"),
+    "level/refuted": (contrast("level", margin=1.4), pair(0.0, 0.01), "refuted"),
+    "level/inconclusive": (contrast("level", margin=1.5), pair(0.0, 0.01), "inconclusive"),
+    "level/supported: higher": (contrast("level", better="higher", margin=1.4), pair(0.0, 0.01), "supported"),
+    "level/refuted: always diverged": (
+        contrast("level", margin=1.6),
+        Evidence(test=arm("test", [None] * N)),
+        "refuted",
+    ),
 }
 
 
@@ -233,7 +252,7 @@ def test_every_type_and_verdict_has_a_cell() -> None:
     four = {"supported", "refuted", "mixed", "inconclusive"}
     expected = {(kind, verdict) for kind in ("superiority", "catastrophe", "ordering") for verdict in four}
     expected |= {(kind, v) for kind in ("equivalence", "stability", "slope", "exact") for v in four - {"mixed"}}
-    expected |= {("formula", "supported"), ("formula", "refuted")}
+    expected |= {("level", v) for v in four - {"mixed"}} | {("formula", verdict) for verdict in four}
     assert cells == expected
 
 
@@ -310,8 +329,9 @@ def test_the_normal_test_alone_does_not_decide(type: str, test: np.ndarray, triv
 
 
 def test_five_seeds_cannot_decide() -> None:
-    small = dataclasses.replace(QUICK, min_seeds=5)
+    small = dataclasses.replace(QUICK, test_seeds=5)
     assert judge(contrast("superiority"), pair(-0.5, 0.001, n=5), small).verdict == "inconclusive"
+    small = dataclasses.replace(QUICK, test_seeds=6)
     assert judge(contrast("superiority"), pair(-0.5, 0.001, n=6), small).verdict == "supported"
 
 
@@ -430,9 +450,37 @@ def test_learning_rate_at_the_edge(side: str) -> None:
 
 
 def test_fewer_seeds_than_declared_and_the_profile_that_declares_fewer() -> None:
-    assert "8 of 12 declared seeds" in downgraded(pair(-0.05, 0.01), min_seeds=12).reason
-    demo = dataclasses.replace(QUICK, profile="demo", min_seeds=6)
+    assert "8 of 12 declared seeds so far" in downgraded(pair(-0.05, 0.01), min_seeds=12).reason
+    demo = dataclasses.replace(QUICK, profile="demo", test_seeds=6)
     assert judge(contrast("superiority"), pair(-0.05, 0.01, n=6), demo).verdict == "supported"
+
+
+@pytest.mark.parametrize(
+    ("declared", "least", "there", "verdict"),
+    [(12, 8, 8, "inconclusive"), (12, 8, 12, "supported"), (8, 12, 8, "inconclusive"), (6, 8, 6, "supported")],
+)
+def test_a_verdict_waits_for_every_declared_seed(declared: int, least: int, there: int, verdict: str) -> None:
+    """The effect is plain at eight seeds; where twelve are declared, looking then would be looking twice."""
+    setting = dataclasses.replace(QUICK, test_seeds=declared)
+    decision = judge(contrast("superiority", min_seeds=least), pair(-0.05, 0.01, n=there), setting)
+    assert decision.verdict == verdict, decision.sentence
+    if verdict == "inconclusive":
+        assert f"{there} of {max(declared, least)} declared seeds so far" in decision.reason
+
+
+def test_stability_waits_for_the_tuning_seeds() -> None:
+    evidence = curves([1.5, 1.5, None], [1.5, 1.5, 1.5])
+    setting = dataclasses.replace(QUICK, test_seeds=8, tuning_seeds=N)
+    registered = contrast("stability", expect="worse")
+    assert judge(registered, evidence, setting).verdict == "supported"
+    assert judge(registered, evidence, dataclasses.replace(setting, tuning_seeds=N + 1)).verdict == "inconclusive"
+
+
+def test_a_slope_may_differ_in_size() -> None:
+    registered, evidence, _ = CELLS["slope/supported"]
+    sizes = tuple(arm(f"x{k}", [1.5] * N, tokens=100 * k) for k in (1, 2, 4))
+    decision = judge(registered, dataclasses.replace(evidence, arms=sizes), QUICK)
+    assert decision.verdict == "supported", decision.sentence
 
 
 @pytest.mark.parametrize("quantity", ["parameters", "flops", "tokens"])

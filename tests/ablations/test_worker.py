@@ -251,12 +251,32 @@ def test_a_failed_tuning_run_leaves_the_arm_undecided(tmp_path):
 def test_numbers_that_are_not_finite_are_no_numbers(tmp_path, text):
     """A run whose every training loss was finite may still have lost its model in the last step."""
     made = worker._Arm(single(tmp_path, text))
-    assert made._metrics(Member(1e-2, 0), tmp_path, {"validation_loss": float("nan"), "test_loss": 2.0}) == {
-        "loss": 2.0,
-        "validation_loss": None,
-    }
+    rows = final(validation={"loss": float("nan")}, test={"loss": 2.0})
+    assert made._metrics(Member(1e-2, 0), tmp_path, rows) == {"loss": 2.0, "validation_loss": None}
     with pytest.raises(ConfigError, match=r"'loss' is not measured; there are: none, since eval\.final=False"):
-        made._metrics(Member(1e-2, 0), tmp_path, {})
+        made._metrics(Member(1e-2, 0), tmp_path, rows[:1])
+
+
+def final(**splits: dict) -> list[dict]:
+    """Rows of a run: one on the way, and the final one of each split."""
+    on_the_way = {"split": "validation", "tokens": 100, "loss": 9.0, "accuracy": 0.25}
+    return [on_the_way, *({"split": split, "tokens": 200, "final": True, **row} for split, row in splits.items())]
+
+
+def test_shares_become_points(tmp_path, text):
+    """Whatever a final evaluation measures is there under its name; the rate is chosen on validation."""
+    made = worker._Arm(Job(tmp_path, (arm(ablation(text, primary_metric="accuracy", better="higher")),)))
+    rows = final(validation={"loss": 1.0, "accuracy": 0.5, "exact_match": 0.125}, test={"loss": 1.5, "accuracy": 0.75})
+    found = made._metrics(Member(1e-2, 0), tmp_path, rows)
+    assert found == {
+        **{"loss": 1.5, "accuracy": 75.0, "exact_match": 12.5},
+        **{"validation_loss": 1.0, "validation_accuracy": 50.0, "validation_exact_match": 12.5},
+    }
+    record = store.Record(Member(1e-2, 0), "done", "h", metrics=found)
+    assert record.score("accuracy") == store.Score(50.0) and record.score("loss") == store.Score(1.0)
+    assert worker._curve(rows, "accuracy") == ((100, 25.0),) and worker._curve(rows, "loss") == ((100, 9.0),)
+    with pytest.raises(ConfigError, match="'accuracy' is not measured"):
+        made._metrics(Member(1e-2, 0), tmp_path, final(validation={"loss": 1.0}))
 
 
 @pytest.mark.parametrize(("metric", "tuning_is_probed"), [("loss", False), ("prefix_loss", True)])
@@ -265,9 +285,10 @@ def test_tuning_runs_are_probed_when_a_probe_chooses_the_rate(tmp_path, text, mo
     monkeypatch.setattr(training, "load", lambda path, program: type("Loaded", (), {"state": None}))
     cell = arm(ablation(text, probes=("prefix_loss",), primary_metric=metric))
     made = worker._Arm(Job(tmp_path, (cell,), (), ("prefix_loss",)))
-    found = made._metrics(Member(1e-2, 1000), tmp_path, {"validation_loss": 2.0})
+    rows = final(validation={"loss": 2.0})
+    found = made._metrics(Member(1e-2, 1000), tmp_path, rows)
     assert ("prefix_loss" in found) is tuning_is_probed
-    assert "prefix_loss" in made._metrics(Member(1e-2, 0), tmp_path, {"validation_loss": 2.0})
+    assert "prefix_loss" in made._metrics(Member(1e-2, 0), tmp_path, rows)
 
 
 def test_a_directory_without_an_arm_is_a_users_slip(tmp_path):

@@ -62,6 +62,8 @@ def check_blocks_future(model) -> None:
 
 
 class TestBlocksFuture:
+    claim = "causal_mask_blocks_future"
+
     @pytest.mark.parametrize("position", POSITIONS)
     def test_holds(self, position):
         check_blocks_future(tiny(position))
@@ -72,6 +74,8 @@ class TestBlocksFuture:
 
 
 class TestIncludesSelf:
+    claim = "causal_mask_includes_self"
+
     def test_refuted(self):
         """The diagonal is allowed: position t sees itself, and the first position would otherwise see nothing."""
         at = jnp.arange(4)[None]
@@ -99,6 +103,8 @@ def check_stepwise(model, cached: bool) -> None:
 
 
 class TestTeacherForcingEqualsStepwise:
+    claim = "teacher_forcing_equals_stepwise"
+
     @pytest.mark.parametrize(("position", "cached"), [("rope", False), *((p, True) for p in POSITIONS)])
     def test_holds(self, position, cached):
         check_stepwise(tiny(position), cached)
@@ -133,6 +139,8 @@ def check_generates(model) -> None:
 
 
 class TestGenerates:
+    claim = "clm_generates"
+
     @pytest.mark.parametrize("position", POSITIONS)
     def test_holds(self, position):
         check_generates(tiny(position))

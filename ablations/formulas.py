@@ -1,0 +1,283 @@
+"""Accounting claims: the numbers somebody stated, recomputed from our own parameter trees, caches and arithmetic.
+
+One function per claim, named like it. A claim is supported when every number agrees within the rounding it was stated
+with, refuted when none does, and mixed otherwise.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+from ablations.evidence import FormulaCheck, Number
+from transformer.errors import UserError, did_you_mean
+
+FORMULAS: dict[str, Callable[[], list[Number]]] = {}
+GB, TB = 1e9, 1e12  # powers of ten; powers of two are written out where they are meant
+
+
+def formula(function: Callable[[], list[Number]]) -> Callable[[], list[Number]]:
+    """Registers a claim's numbers under its id."""
+    FORMULAS[function.__name__] = function
+    return function
+
+
+def evaluate(name: str) -> FormulaCheck:
+    """The numbers of one formula.
+
+    Raises:
+      UserError: there is none of this name.
+    """
+    if name not in FORMULAS:
+        raise UserError(f"There is no formula {name!r}.{did_you_mean(name, FORMULAS)}")
+    return FormulaCheck(tuple(FORMULAS[name]()))
+
+
+# --- Models whose sizes are quoted -------------------------------------------------------------------------------
+
+LLAMA = {"model.ffn.kind": "swiglu", "model.norm.kind": "rmsnorm", "model.embedding.tie": False}
+MODELS: dict[str, dict[str, Any]] = {
+    "GPT-2 small": {
+        "model.d_model": 768, "model.num_layers": 12, "model.attention.num_heads": 12, "model.vocab_size": 50257,
+        "model.position.kind": "learned", "model.position.max_length": 1024, "model.attention.bias": True,
+        "model.ffn.bias": True, "model.norm.bias": True,
+    },
+    "GPT-3": {
+        "model.d_model": 12288, "model.num_layers": 96, "model.attention.num_heads": 96, "model.vocab_size": 50257,
+        "model.position.kind": "learned", "model.position.max_length": 2048, "model.attention.bias": True,
+        "model.ffn.bias": True, "model.norm.bias": True,
+    },
+    "Llama-2-7B": {
+        "model.d_model": 4096, "model.num_layers": 32, "model.attention.num_heads": 32, "model.vocab_size": 32000,
+        "model.ffn.ratio": 11008 / 4096, **LLAMA,
+    },
+    "Llama-3-8B": {
+        "model.d_model": 4096, "model.num_layers": 32, "model.attention.num_heads": 32, "model.vocab_size": 128256,
+        "model.attention.num_kv_heads": 8, "model.ffn.ratio": 3.5, **LLAMA,
+    },
+    "Llama-2-70B": {
+        "model.d_model": 8192, "model.num_layers": 80, "model.attention.num_heads": 64, "model.vocab_size": 32000,
+        "model.attention.num_kv_heads": 8, "model.ffn.ratio": 3.5, **LLAMA,
+    },
+    "4 layers of width 128, 50,000 tokens": {"model.vocab_size": 50000},
+}  # fmt: skip
+
+
+def _config(**overrides: Any) -> Any:
+    """The reference config with other fields, their dots written as double underscores."""
+    from transformer.config import default_config, replace, resolve
+
+    return replace(resolve(default_config()), {name.replace("__", "."): v for name, v in overrides.items()})
+
+
+@functools.cache
+def _components(model: str) -> dict[str, int]:
+    return _count(MODELS[model])
+
+
+def _count(overrides: dict[str, Any]) -> dict[str, int]:
+    """Parameters by component; only shapes are made."""
+    from ablations.plan import declared_parameters
+    from transformer.analysis.accounting import parameters_by_component
+
+    return parameters_by_component(declared_parameters(_config(**overrides)))
+
+
+def _share(model: str, *components: str) -> float:
+    counts = _components(model)
+    return 100 * sum(counts.get(name, 0) for name in components) / sum(counts.values())
+
+
+def _cache_bytes(model: str, length: int, itemsize: int = 2, **overrides: Any) -> int:
+    """Bytes of the keys and values of one sequence, from the cache's own shapes."""
+    import jax
+
+    from transformer.model import declare
+
+    config = _config(**{**MODELS[model], **overrides})
+    model_: Any = declare(config)
+    cache = jax.eval_shape(lambda: model_.empty_cache(1, length))
+    return sum(math.prod(array.shape) * itemsize for array in (*cache.keys, *cache.values))
+
+
+# --- Attention ---------------------------------------------------------------------------------------------------
+
+
+@formula
+def attention_matrix_sizes() -> list[Number]:
+    return [
+        Number("128k tokens in half precision", 32, 128_000**2 * 2 / GB, 1, "GB"),
+        Number("131,072 tokens in half precision", 32, 131_072**2 * 2 / 2**30, 1, "GiB"),
+        Number("100k tokens in half precision", 20, 100_000**2 * 2 / GB, 0.5, "GB"),
+        Number("100k tokens in single precision", 40, 100_000**2 * 4 / GB, 0.5, "GB"),
+    ]
+
+
+@formula
+def flash_memory_examples() -> list[Number]:
+    return [
+        Number("64k tokens, 64 heads, half precision", 524, 64_000**2 * 64 * 2 / GB, 0.5, "GB"),
+        Number("128k tokens, 32 heads, 32 layers, half precision", 16.8, 128_000**2 * 32 * 32 * 2 / TB, 0.05, "TB"),
+    ]
+
+
+@formula
+def flash_block_size() -> list[Number]:
+    # M / (4 d) rows of queries, keys, values and outputs, two bytes each
+    return [Number("rows of head width 64 in 128 KiB, half precision", 256, 128 * 1024 / (4 * 64 * 2), 0.5)]
+
+
+@formula
+def sparse_numbers() -> list[Number]:
+    full, longer = 64_000**2, 100_000**2
+    return [
+        Number("pairs of 64k tokens", 4e9, full, 0.5e9),
+        Number("with a window of 256", 16e6, 64_000 * 256, 0.5e6),
+        Number("fewer by", 250, full / (64_000 * 256), 0.5),
+        Number("pairs of 100k tokens", 10e9, longer, 0.5e9),
+        Number("with a window of 256", 25.6e6, 100_000 * 256, 0.05e6),
+        Number("fewer by", 390, longer / (100_000 * 256), 5),
+        Number("full scores, single precision", 40, longer * 4 / GB, 0.5, "GB"),
+        Number("windowed scores, single precision", 100, 100_000 * 256 * 4 / 1e6, 5, "MB"),
+    ]
+
+
+# --- Parameters --------------------------------------------------------------------------------------------------
+
+
+@formula
+def swiglu_param_accounting() -> list[Number]:
+    width = 3 * 128
+    sizes = {"model__d_model": width, "model__vocab_size": 256}
+    square = width * width
+    one_matrix = 4 * square
+    gated = _count({**sizes, "model__ffn__kind": "swiglu"})["ffn"] / 4  # four blocks
+    narrowed = _count({**sizes, "model__ffn__kind": "swiglu", "model__ffn__ratio": 8 / 3})["ffn"] / 4
+    return [
+        Number("matrices of a gated layer against one", 3, gated / one_matrix, 1e-9),
+        Number("weights at inner width 8/3 d, in d^2", 8, narrowed / square, 1e-9),
+    ]
+
+
+@formula
+def ffn_param_share() -> list[Number]:
+    middle, half = 100 * (2 / 3 + 3 / 4) / 2, 100 * (3 / 4 - 2 / 3) / 2 + 0.05
+    counts = _components("GPT-2 small")
+    per_block = 100 * counts["ffn"] / (counts["ffn"] + counts["attention"] + counts["norm"])
+    numbers = [Number("in a block of GPT-2 small", middle, per_block, half, "%")]
+    return numbers + [Number(f"in all of {name}", middle, _share(name, "ffn"), half, "%") for name in MODELS]
+
+
+@formula
+def norm_params_trivial() -> list[Number]:
+    def share(width: int) -> float:
+        counts = _count({"model__d_model": width, "model__vocab_size": 256})
+        return 100 * counts["norm"] / sum(counts.values())
+
+    return [
+        Number("share at width 128", 0, share(128), 0.5, "%"),
+        Number("share at width 128 over that at width 1024", 8, share(128) / share(1024), 0.8),
+    ]
+
+
+@formula
+def embedding_params_substantial() -> list[Number]:
+    small = "4 layers of width 128, 50,000 tokens"
+    return [
+        Number("GPT-2 small, with positions", 31.7, _share("GPT-2 small", "embedding", "position"), 0.5, "%"),
+        Number(small, 89, _share(small, "embedding"), 0.5, "%"),
+        Number("GPT-3, with positions", 0.4, _share("GPT-3", "embedding", "position"), 0.05, "%"),
+    ]
+
+
+@formula
+def ffn_dims_examples() -> list[Number]:
+    return [Number("BERT-base, 3072 / 768", 4, 3072 / 768, 0), Number("GPT-3, 49152 / 12288", 4, 49152 / 12288, 0)]
+
+
+@formula
+def weight_count_formula() -> list[Number]:
+    numbers = []
+    for name in ("GPT-2 small", "GPT-3"):
+        size = MODELS[name]
+        layers, width, words = (size[f"model.{key}"] for key in ("num_layers", "d_model", "vocab_size"))
+        stated = 12 * layers * width**2 + words * width
+        measured = sum(_components(name).values())
+        numbers.append(Number(f"{name}: 12 L d^2 + V d", stated / 1e6, measured / 1e6, 0.01 * stated / 1e6, "M"))
+    return numbers
+
+
+@formula
+def classification_head_size() -> list[Number]:
+    return [Number("a head of 10,000 labels at width 768", 7.7, 768 * 10_000 / 1e6, 0.05, "M")]
+
+
+# --- Caches ------------------------------------------------------------------------------------------------------
+
+
+@formula
+def kv_cache_formula() -> list[Number]:
+    stated = 2 * 32 * 4096 * 32 * 128 * 2 / GB
+    return [
+        Number("Llama-2-7B at 4,096 tokens, half precision", stated, _cache_bytes("Llama-2-7B", 4096) / GB, 0, "GB"),
+        Number("twice the length", 2, _cache_bytes("Llama-2-7B", 8192) / _cache_bytes("Llama-2-7B", 4096), 0),
+    ]
+
+
+@formula
+def gqa_cache_reduction() -> list[Number]:
+    full = _cache_bytes("Llama-2-70B", 4096, **{"model.attention.num_kv_heads": 64})
+    numbers = [
+        Number(
+            f"64 query heads, {kv} key-value heads",
+            64 / kv,
+            full / _cache_bytes("Llama-2-70B", 4096, **{"model.attention.num_kv_heads": kv}),
+            0,
+            "times smaller",
+        )
+        for kv in (1, 2, 4, 8)
+    ]
+    return [
+        *numbers,
+        Number("Llama-2-70B with all heads", 10.7, full / GB, 0.05, "GB"),
+        Number("Llama-2-70B", 1.34, _cache_bytes("Llama-2-70B", 4096) / GB, 0.005, "GB"),
+    ]
+
+
+# --- Training at scale -------------------------------------------------------------------------------------------
+
+
+@formula
+def adam_memory_total() -> list[Number]:
+    """Half precision throughout; then 2 + 2 bytes and a single-precision master copy with two moments."""
+    parameters = 175e9
+    return [
+        Number("weights, half precision", 350, 2 * parameters / GB, 0.5, "GB"),
+        Number("gradients, half precision", 350, 2 * parameters / GB, 0.5, "GB"),
+        Number("moments, half precision", 700, 4 * parameters / GB, 0.5, "GB"),
+        Number("all, half precision", 1.4, 8 * parameters / TB, 0.05, "TB"),
+        Number("all, mixed precision (2 + 2 + 12 bytes)", 1.4, 16 * parameters / TB, 0.05, "TB"),
+    ]
+
+
+@formula
+def allreduce_volume() -> list[Number]:
+    devices, gradients = 1000, 175e9 * 2
+    ring = 2 * (devices - 1) / devices * gradients
+    return [Number("sent by each device of a ring, half precision", 175, ring / GB, 0.5, "GB")]
+
+
+@formula
+def zero3_share() -> list[Number]:
+    return [Number("parameters of each of 1,000 devices, half precision", 350, 175e9 * 2 / 1000 / 1e6, 0.5, "MB")]
+
+
+@formula
+def context_cost_arithmetic() -> list[Number]:
+    tokens = 10_000_000 * 1000
+    return [
+        Number("price of a query", 30_000, tokens / 1e6 * 3, 0.5, "$"),
+        Number("over a window of a million tokens", 10_000, tokens / 1e6, 0.5, "times"),
+    ]

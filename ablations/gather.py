@@ -1,0 +1,173 @@
+"""From records to evidence: what one contrast needs of the runs that are finished."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+from ablations import catalog, checks, store
+from ablations.cells import ArmCell, Member, cells
+from ablations.evidence import (
+    QUANTITIES,
+    ArmResult,
+    Control,
+    Evidence,
+    ExactCheck,
+    FormulaCheck,
+    Outcome,
+)
+from ablations.schema import Ablation, Contrast
+from ablations.store import PERCENT, Record
+from transformer.config import to_flat
+from transformer.errors import ConfigError
+
+ENTROPIES = ("unigram", "bigram")
+
+
+@dataclasses.dataclass(frozen=True)
+class Results:
+    """Everything found on disk for one ablation at one profile.
+
+    Attributes:
+      arms: each arm with the records of its own members; others, of ablations that share the arm, are left out.
+      tampered: records whose digest does not fit; they count as missing.
+      checks: results of the tests and formulas of exact and accounting claims.
+    """
+
+    name: str
+    ablation: Ablation
+    profile: str
+    arms: list[tuple[ArmCell, dict[Member, Record]]]
+    tampered: list[str]
+    checks: Mapping[str, ExactCheck | FormulaCheck]
+
+
+def collect(name: str, profile: str, runs: Path) -> Results:
+    """Reads all records of an ablation at a profile."""
+    ablation = catalog.load(name)
+    arms, tampered = [], []
+    for cell in cells(name, ablation, profile):
+        records, changed = store.read_arm(cell.directory(runs))
+        needed = cell.members(store.scores(records, cell.metric))
+        arms.append((cell, {member: records[member] for member in needed if member in records}))
+        tampered += [name for name in changed if name not in tampered]
+    return Results(name, ablation, profile, arms, tampered, checks.results(runs))
+
+
+def _find(results: Results, arm: str, condition: str) -> tuple[ArmCell, dict[Member, Record]] | None:
+    return next(((c, r) for c, r in results.arms if c.arm == arm and c.condition == condition), None)
+
+
+def evidence_for(results: Results, contrast: Contrast, condition: str) -> Evidence | None:
+    if contrast.check:
+        checked = results.checks.get(contrast.check)
+        if isinstance(checked, FormulaCheck):
+            return Evidence(formula=checked)
+        return Evidence(exact=checked) if checked is not None else None
+    names = named_arms(contrast)
+    found = [_arm_result(results, name, condition, contrast.metric) for name in names]
+    if any(arm is None for arm in found):
+        return None
+    arms = [arm for arm in found if arm is not None]
+    controls = _controls(results, condition)
+    if contrast.type == "ordering":
+        return Evidence(arms=tuple(arms), controls=controls)
+    if contrast.type == "slope":
+        points = {_size(results, contrast.against, arm, condition): _values(arm) for arm in arms}
+        return Evidence(arms=tuple(arms), controls=controls, points=points, claimed=contrast.exponent)
+    if contrast.type == "level":
+        return Evidence(test=arms[0], controls=controls)
+    base, trivial = _find(results, contrast.base, condition), None
+    if base is not None and contrast.type == "catastrophe":
+        trivial = _reference(base[1], "unigram" if contrast.better == "lower" else "chance")
+    return Evidence(test=arms[0], base=arms[1], trivial=trivial, controls=controls)
+
+
+def named_arms(contrast: Contrast) -> tuple[str, ...]:
+    """Every arm a contrast reads, the reference last."""
+    return contrast.arms or tuple(filter(None, (contrast.test, contrast.base)))
+
+
+def _values(arm: ArmResult) -> dict[int, float | None]:
+    return {seed: None if run.diverged else run.value for seed, run in arm.outcomes.items()}
+
+
+def _size(results: Results, against: str, arm: ArmResult, condition: str) -> float:
+    """What a slope is drawn against: a quantity of the runs, or a config field of the arm.
+
+    Raises:
+      ConfigError: no such field, or it is not a number.
+    """
+    if against in QUANTITIES:
+        return float(arm.mean(against) or math.nan)
+    found = _find(results, arm.name, condition)
+    value = to_flat(found[0].config).get(against) if found else None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ConfigError(
+            f"A slope against {against!r} needs parameters, flops, tokens or a config field with a number."
+        )
+    return float(value)
+
+
+def _reference(records: Mapping[Member, Record], name: str) -> float | None:
+    """What a simple predictor scores on the same evaluation set."""
+    return next((r.references[name] for r in records.values() if name in r.references), None)
+
+
+def initial_value(record: Record, metric: str) -> float | None:
+    """The metric before training: the loss of the first step, or chance."""
+    return record.references.get("chance") if metric in PERCENT else record.initial
+
+
+def _outcome(record: Record, metric: str) -> Outcome:
+    return Outcome(
+        value=record.metrics.get(metric) if record.state == "done" else None,
+        initial=initial_value(record, metric),
+        parameters=record.parameters,
+        flops=record.flops_per_token * record.tokens,
+        tokens=record.tokens,
+    )
+
+
+def _arm_result(results: Results, arm: str, condition: str, metric: str) -> ArmResult | None:
+    """One arm's outcomes at its own best learning rate; None while it has none."""
+    found = _find(results, arm, condition)
+    if found is None:
+        return None
+    cell, records = found
+    scores = store.scores(records, cell.metric)
+    best = cell.best_learning_rate(scores)
+    usable = {m: r for m, r in records.items() if r.state != "failed" and not m.twin}
+    measured = {m: r for m, r in usable.items() if r.state == "diverged" or metric in r.metrics}
+    outcomes = {m.seed: _outcome(r, metric) for m, r in measured.items() if not m.is_tuning}
+    curve: dict[float, dict[int, Outcome]] = {}
+    for member, record in usable.items():
+        if member.is_tuning:
+            score = record.score(cell.metric)
+            value = dataclasses.replace(record, metrics={metric: score.value if score else None})
+            curve.setdefault(member.learning_rate, {})[member.seed] = _outcome(value, metric)
+    if not outcomes:
+        return None
+    return ArmResult(arm, outcomes, best, curve, edge=cell.at_edge(scores))
+
+
+def _controls(results: Results, condition: str) -> tuple[Control, ...]:
+    """Whether the baseline learned enough to judge others by."""
+    ablation, reference = results.ablation, results.ablation.positive_control
+    metric, name = (
+        ("loss", f"the {reference} entropy") if reference in ENTROPIES else (ablation.primary_metric, reference)
+    )
+    found = _find(results, ablation.baseline, condition)
+    base = _arm_result(results, ablation.baseline, condition, metric)
+    if not reference or found is None or base is None:
+        return ()
+    bound = _reference(found[1], reference)
+    if bound is None:
+        return (Control(f"the baseline beats {name}", False, f"its runs recorded no {reference}"),)
+    values = [o.value for o in base.outcomes.values() if o.value is not None]
+    mean = sum(values) / len(values) if values else math.nan
+    beats = mean < bound if metric == "loss" or ablation.better == "lower" else mean > bound
+    detail = f"baseline {mean:.3f} against {name.removeprefix('the ')} {bound:.3f}"
+    return (Control(f"the baseline beats {name}", beats, detail),)
