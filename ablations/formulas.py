@@ -79,10 +79,9 @@ def _components(model: str) -> dict[str, int]:
 
 def _count(overrides: dict[str, Any]) -> dict[str, int]:
     """Parameters by component; only shapes are made."""
-    from ablations.plan import declared_parameters
-    from transformer.analysis.accounting import parameters_by_component
+    from transformer.analysis.accounting import declared_components
 
-    return parameters_by_component(declared_parameters(_config(**overrides)))
+    return declared_components(_config(**overrides))
 
 
 def _share(model: str, *components: str) -> float:
