@@ -16,7 +16,17 @@ import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from transformer.data.corpora import SOURCES, SPLITS, Content, Corpus, Example, file_digest, find_files, read_file
+from transformer.data.corpora import (
+    SOURCES,
+    SPLITS,
+    Content,
+    Corpus,
+    Example,
+    TextParameters,
+    file_digest,
+    find_files,
+    read_file,
+)
 from transformer.errors import ConfigError, DataError
 from transformer.schema import Data, field
 
@@ -24,18 +34,7 @@ _SCAN = re.compile(rb"IN: (.*?) OUT: (.*)")
 
 
 @dataclasses.dataclass(frozen=True)
-class FilesParameters:
-    """Where the files are and what is held out."""
-
-    path: str = field("", "text files: a path, a glob, or several separated by commas; .gz is unpacked")
-    validation_path: str = field("", "files that are the validation split; empty: a share of data.path")
-    test_path: str = field("", "files that are the test split; empty: a share of data.path")
-    validation_fraction: float = field(0.1, "share of the tokens, before the test share, for validation")
-    test_fraction: float = field(0.0, "share of the tokens, at the very end, for testing")
-
-
-@dataclasses.dataclass(frozen=True)
-class PairsParameters(FilesParameters):
+class PairsParameters(TextParameters):
     """How a line becomes a pair."""
 
     swap: bool = field(False, "the second column is the source and the first the target")
@@ -43,7 +42,7 @@ class PairsParameters(FilesParameters):
 
 
 @dataclasses.dataclass(frozen=True)
-class LabelledParameters(FilesParameters):
+class LabelledParameters(TextParameters):
     """Which columns are read."""
 
     text_column: str = field("text", "name of the column with the text")

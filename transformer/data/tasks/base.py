@@ -196,12 +196,18 @@ class Layout:
 
 
 @dataclasses.dataclass(frozen=True)
-class Length(Layout):
-    """How long the questions are."""
+class Longest:
+    """How long rows are."""
 
     task_length: int = field(
         16, "longest question while training; the split `long` holds longer ones, up to twice that"
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class Length(Longest, Layout):
+    """How long the questions are."""
+
     task_min_length: int = field(0, "shortest question while training; 0: all have task_length")
 
 

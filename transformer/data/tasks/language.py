@@ -11,7 +11,18 @@ import numpy as np
 
 from transformer.data.batch import Batch
 from transformer.data.tasks.arithmetic import TABLE_SEED
-from transformer.data.tasks.base import SPLITS, TASKS, Layout, Length, Question, QuestionAnswer, Sized, Stream, padded
+from transformer.data.tasks.base import (
+    SPLITS,
+    TASKS,
+    Layout,
+    Length,
+    Longest,
+    Question,
+    QuestionAnswer,
+    Sized,
+    Stream,
+    padded,
+)
 from transformer.schema import Data, field
 
 NOUNS = ["dog", "man", "cat", "bird", "girl", "boy", "horse", "fox"]
@@ -162,13 +173,10 @@ class Agreement(Stream):
 
 
 @dataclasses.dataclass(frozen=True)
-class Brackets:
+class Brackets(Longest):
     """Which brackets, how deep, and what counts."""
 
     task_types: int = field(2, "kinds of brackets")
-    task_length: int = field(
-        16, "longest question while training; the split `long` holds longer ones, up to twice that"
-    )
     task_max_depth: int = field(0, "deepest nesting; 0: half the length")
     task_all_targets: bool = field(False, "opening brackets count too, so that a model learns to write such words")
 

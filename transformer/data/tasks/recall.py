@@ -11,21 +11,16 @@ import numpy as np
 
 from transformer.data.batch import Batch
 from transformer.data.tasks.arithmetic import TABLE_SEED
-from transformer.data.tasks.base import SPLITS, TASKS, Layout, Question, QuestionAnswer, Sized, Stream
-from transformer.data.tasks.sequences import Alphabet, names
+from transformer.data.tasks.base import SPLITS, TASKS, Layout, Longest, Question, QuestionAnswer, Sized, Stream
+from transformer.data.tasks.sequences import Alphabet, NumberOfSymbols, names
 from transformer.schema import Data, field
 
 FILLERS = 8  # symbols that mean nothing
 
 
 @dataclasses.dataclass(frozen=True)
-class Block:
+class Block(NumberOfSymbols, Longest):
     """What is repeated."""
-
-    task_symbols: int = field(16, "size of the alphabet")
-    task_length: int = field(
-        16, "longest question while training; the split `long` holds longer ones, up to twice that"
-    )
 
 
 @TASKS.register("induction", parameters=Block, paper="Olsson et al. 2022")
@@ -64,10 +59,9 @@ class Induction(Stream):
 
 
 @dataclasses.dataclass(frozen=True)
-class Pairs:
+class Pairs(NumberOfSymbols):
     """How much is to be remembered."""
 
-    task_symbols: int = field(16, "size of the alphabet")
     task_pairs: int = field(8, "key-value pairs per row")
     task_queries: int = field(0, "keys that are asked for; 0: all")
 
@@ -306,11 +300,10 @@ def seen_before(x_N: jax.Array) -> jax.Array:
 
 
 @dataclasses.dataclass(frozen=True)
-class LabelMap:
+class LabelMap(NumberOfSymbols):
     """How many shots, inputs and labels."""
 
     task_shots: int = field(24, "input-output pairs per row")
-    task_symbols: int = field(16, "size of the alphabet")
     task_labels: int = field(4, "different outputs")
 
 

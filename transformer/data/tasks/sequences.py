@@ -15,10 +15,15 @@ from transformer.schema import field
 
 
 @dataclasses.dataclass(frozen=True)
-class Alphabet(Length):
-    """Length and number of symbols."""
+class NumberOfSymbols:
+    """How many symbols there are."""
 
     task_symbols: int = field(16, "size of the alphabet")
+
+
+@dataclasses.dataclass(frozen=True)
+class Alphabet(NumberOfSymbols, Length):
+    """Length and number of symbols."""
 
 
 def names(size: int, prefix: str = "") -> list[str]:

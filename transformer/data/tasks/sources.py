@@ -12,19 +12,15 @@ import numpy as np
 
 from transformer.data.batch import Batch
 from transformer.data.tasks.arithmetic import TABLE_SEED
-from transformer.data.tasks.base import TASKS, Stream
-from transformer.data.tasks.sequences import names
+from transformer.data.tasks.base import TASKS, Longest, Stream
+from transformer.data.tasks.sequences import NumberOfSymbols, names
 from transformer.schema import Data, field
 
 
 @dataclasses.dataclass(frozen=True)
-class Chain:
+class Chain(NumberOfSymbols, Longest):
     """Which chain."""
 
-    task_symbols: int = field(16, "size of the alphabet")
-    task_length: int = field(
-        16, "longest question while training; the split `long` holds longer ones, up to twice that"
-    )
     task_concentration: float = field(0.3, "Dirichlet parameter of the transition probabilities; small: predictable")
 
 
@@ -82,10 +78,9 @@ def stationary(transition_VV: np.ndarray) -> np.ndarray:
 
 
 @dataclasses.dataclass(frozen=True)
-class Raster:
+class Raster(NumberOfSymbols):
     """The picture that is read line by line."""
 
-    task_symbols: int = field(16, "size of the alphabet")
     task_columns: int = field(8, "tokens per line")
     task_lines: int = field(8, "lines per row of the batch")
     task_noise: float = field(0.1, "probability that a token differs from the one above it")
