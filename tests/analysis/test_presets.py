@@ -21,6 +21,11 @@ EXACT = {
     "llama3_70b": 70_553_706_496,
     "bert_base": 109_514_298,  # with the head for masked tokens, without the pooler
     "bert_large": 335_174_458,
+    "t5_small": 60_506_624,
+    "t5_base": 222_903_552,
+    "t5_large": 737_668_096,
+    "t5_3b": 2_851_598_336,
+    "t5_11b": 11_307_321_344,
 }
 
 

@@ -37,6 +37,8 @@ def randomize(model: torch.nn.Module, seed: int) -> None:
     norms = {id(p) for m in model.modules() if "norm" in type(m).__name__.lower() for p in m.parameters(recurse=False)}
     tables = {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.Embedding)}
     for name, parameter in model.named_parameters():
+        if "embed_positions" in name:  # Marian's sinusoids, which are no weights
+            continue
         noise = torch.randn(parameter.shape, generator=generator)
         if id(parameter) in norms and name.endswith("weight"):
             value = 1 + 0.3 * noise
@@ -106,11 +108,78 @@ def qwen3() -> tuple[torch.nn.Module, Cases]:
     return transformers.Qwen3ForCausalLM(config), text_cases()
 
 
+def bert() -> tuple[torch.nn.Module, Cases]:
+    """An encoder: post-LN, learned positions, token types, a norm on the embedding, a head with a layer of its own."""
+    config = transformers.BertConfig(
+        vocab_size=VOCAB,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=LENGTH,
+    )
+    cases = text_cases(positions=False)
+    del cases["left"]
+    types = np.random.default_rng(1).integers(0, 2, (BATCH, LENGTH))
+    return transformers.BertForMaskedLM(config), {k: v | {"token_type_ids": types} for k, v in cases.items()}
+
+
+def pair_cases() -> Cases:
+    """Sources and shorter targets, without padding and with both padded on the right."""
+    draw = np.random.default_rng(0)
+    source, target = draw.integers(3, VOCAB, (BATCH, LENGTH)), draw.integers(3, VOCAB, (BATCH, LENGTH - 3))
+    plain = {"input_ids": source, "decoder_input_ids": target}
+    padded, lengths = {}, np.array([0, 2, 5])[:, None]
+    for ids, mask in (("input_ids", "attention_mask"), ("decoder_input_ids", "decoder_attention_mask")):
+        real = np.arange(plain[ids].shape[1]) < plain[ids].shape[1] - lengths
+        padded |= {ids: np.where(real, plain[ids], 0), mask: real.astype(np.int64)}
+    return {"plain": plain, "right": padded}
+
+
+def t5() -> tuple[torch.nn.Module, Cases]:
+    """Bucketed distances (one table a stack), RMSNorm, unscaled attention, scaled tied logits, no biases."""
+    config = transformers.T5Config(
+        vocab_size=VOCAB,
+        d_model=16,
+        d_kv=6,
+        d_ff=40,
+        num_layers=3,
+        num_decoder_layers=2,
+        num_heads=4,
+        relative_attention_num_buckets=8,
+        relative_attention_max_distance=10,
+        tie_word_embeddings=True,
+    )
+    return transformers.T5ForConditionalGeneration(config), pair_cases()
+
+
+def marian() -> tuple[torch.nn.Module, Cases]:
+    """The original transformer: post-LN, sinusoids, embeddings times sqrt(d_model), ReLU, one table for everything."""
+    sizes = {f"{stack}_{name}": n for stack in ("encoder", "decoder") for name, n in SHARED_SIZES.items()}
+    config = transformers.MarianConfig(
+        vocab_size=VOCAB,
+        d_model=16,
+        max_position_embeddings=LENGTH,
+        activation_function="relu",
+        scale_embedding=True,
+        pad_token_id=0,
+        eos_token_id=1,
+        decoder_start_token_id=0,
+        forced_eos_token_id=None,
+        **sizes,
+    )
+    return transformers.MarianMTModel(config), pair_cases()
+
+
+SHARED_SIZES = {"layers": 2, "attention_heads": 4, "ffn_dim": 64}
 FIXTURES: dict[str, Callable[[], tuple[torch.nn.Module, Cases]]] = {
     "gpt2": gpt2,
     "llama": llama,
     "mistral": mistral,
     "qwen3": qwen3,
+    "bert": bert,
+    "t5": t5,
+    "marian": marian,
 }
 
 
@@ -126,7 +195,7 @@ def make(name: str) -> dict[str, np.ndarray]:
     arrays = {f"weights/{key}": value.detach().numpy() for key, value in model.named_parameters()}
     for case, arguments in cases.items():
         with torch.no_grad():
-            output = model(**{key: torch.from_numpy(value) for key, value in arguments.items()}, use_cache=False)
+            output = model(**{key: torch.from_numpy(value) for key, value in arguments.items()})
         arrays |= {f"{case}/in/{key}": value.astype(np.int32) for key, value in arguments.items()}
         arrays[f"{case}/out"] = output.logits.numpy()
     about = {

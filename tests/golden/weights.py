@@ -80,15 +80,26 @@ def rebuild(overrides: Mapping[str, Any], ours: Mapping[str, np.ndarray]) -> nnx
 
 def logits(model: Any, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
     """Our logits for arguments under Hugging Face's names."""
-    ours = {"attention_mask": "segments_BT", "position_ids": "positions_BT"}
-    arguments = {ours[name]: jnp.asarray(value) for name, value in inputs.items() if name != "input_ids"}
+    ours = {"attention_mask": "segments_BT", "position_ids": "positions_BT", "token_type_ids": "token_types_BT"}
+    tokens = "input_ids"
+    if "decoder_input_ids" in inputs:
+        tokens = "decoder_input_ids"
+        ours = {
+            "decoder_attention_mask": "segments_BT",
+            "input_ids": "source_BS",
+            "attention_mask": "source_segments_BS",
+        }
+    arguments = {ours[name]: jnp.asarray(value) for name, value in inputs.items() if name != tokens}
     with jax.default_matmul_precision("highest"):
-        return np.asarray(model(jnp.asarray(inputs["input_ids"]), **arguments))
+        return np.asarray(model(jnp.asarray(inputs[tokens]), **arguments))
 
 
-def worst(model: Any, case: Case) -> float:
+def worst(model: Any, case: Case, is_token: np.ndarray | None = None) -> float:
     """Largest absolute difference of the logits, over all tokens that are no padding."""
-    is_token = case.inputs.get("attention_mask", np.ones_like(case.inputs["input_ids"])) != 0
+    if is_token is None:
+        of_targets = "decoder_" if "decoder_input_ids" in case.inputs else ""
+        unpadded = np.ones_like(case.inputs[f"{of_targets}input_ids"])
+        is_token = case.inputs.get(f"{of_targets}attention_mask", unpadded) != 0
     return float(np.abs(logits(model, case.inputs) - case.logits)[is_token].max())
 
 

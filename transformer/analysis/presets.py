@@ -81,6 +81,16 @@ BERT_STYLE: dict[str, Any] = {
     "model.head.kind": "mlm",
     "model.init.scheme": "plain",
 }
+T5_STYLE: dict[str, Any] = {
+    "model.family": "encoder_decoder",
+    "model.position.kind": "t5",
+    "model.norm.kind": "rmsnorm",
+    "model.norm.epsilon": 1e-6,
+    "model.attention.scale": "none",
+    "model.ffn.kind": "relu",
+    "model.embedding.tie": True,
+    "model.embedding.logit_scale": 0.0,
+}
 VASWANI_STYLE: dict[str, Any] = {
     "model.family": "encoder_decoder",
     "model.position.kind": "sinusoidal",
@@ -138,6 +148,19 @@ def _bert(layers: int, width: int, heads: int) -> dict[str, Any]:
     }
 
 
+def _t5(layers: int, width: int, heads: int, head_dim: int, hidden: int) -> dict[str, Any]:
+    return {
+        **T5_STYLE,
+        "model.num_layers": layers,
+        "model.d_model": width,
+        "model.attention.num_heads": heads,
+        "model.attention.head_dim": head_dim,
+        "model.ffn.ratio": hidden / width,
+        "model.vocab_size": 32128,
+        "data.sequence_length": 512,
+    }
+
+
 def _vaswani(width: int, heads: int) -> dict[str, Any]:
     return {
         **VASWANI_STYLE,
@@ -164,6 +187,11 @@ PRESETS: dict[str, Preset] = {
     "llama3_70b": Preset(_llama3(80, 8192, 64, 28672), 70.6e9, CARD_SOURCE),
     "bert_base": Preset(_bert(12, 768, 12), 110e6, "Devlin et al. 2019, section 3"),
     "bert_large": Preset(_bert(24, 1024, 16), 336e6, f"{CARD_SOURCE}; the paper rounds to 340M"),
+    "t5_small": Preset(_t5(6, 512, 8, 64, 2048), 60.5e6, CARD_SOURCE),
+    "t5_base": Preset(_t5(12, 768, 12, 64, 3072), 223e6, f"{CARD_SOURCE}; Raffel et al. 2020 round to 220M"),
+    "t5_large": Preset(_t5(24, 1024, 16, 64, 4096), 738e6, f"{CARD_SOURCE}; Raffel et al. 2020 round to 770M"),
+    "t5_3b": Preset(_t5(24, 1024, 32, 128, 16384), 2.85e9, f"{CARD_SOURCE}; Raffel et al. 2020 round to 2.8B"),
+    "t5_11b": Preset(_t5(24, 1024, 128, 128, 65536), 11.3e9, f"{CARD_SOURCE}; Raffel et al. 2020 round to 11B"),
     # The paper's vocabulary is "about 37000", and it does not say what it counts: ours has 3% less than its 65M.
     "transformer_base": Preset(_vaswani(512, 8), 65e6, "Vaswani et al. 2017, table 3", within=0.035),
     "transformer_big": Preset(_vaswani(1024, 16), 213e6, "Vaswani et al. 2017, table 3"),
