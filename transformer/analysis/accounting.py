@@ -92,9 +92,11 @@ def make_program(config: Config, vocab_size: int = 0) -> Program:
     import numpy as np
 
     from transformer.data.vocabularies import Bytes
+    from transformer.training.objectives import layout_of
     from transformer.training.step import Program
 
-    rows = config.model.vocab_size or vocab_size or Bytes.size
+    vocabulary = Bytes().with_specials(layout_of(config).specials)
+    rows = config.model.vocab_size or vocab_size or vocabulary.size
     return Program(config, rows, np.ones(rows, np.int32))
 
 
