@@ -12,6 +12,8 @@ from collections.abc import Callable
 from typing import Any
 
 from ablations.evidence import FormulaCheck, Number
+from transformer.analysis import hardware
+from transformer.analysis.presets import PRESETS
 from transformer.errors import UserError, did_you_mean
 
 FORMULAS: dict[str, Callable[[], list[Number]]] = {}
@@ -37,32 +39,14 @@ def evaluate(name: str) -> FormulaCheck:
 
 # --- Models whose sizes are quoted -------------------------------------------------------------------------------
 
-LLAMA = {"model.ffn.kind": "swiglu", "model.norm.kind": "rmsnorm", "model.embedding.tie": False}
 MODELS: dict[str, dict[str, Any]] = {
-    "GPT-2 small": {
-        "model.d_model": 768, "model.num_layers": 12, "model.attention.num_heads": 12, "model.vocab_size": 50257,
-        "model.position.kind": "learned", "model.position.max_length": 1024, "model.attention.bias": True,
-        "model.ffn.bias": True, "model.norm.bias": True,
-    },
-    "GPT-3": {
-        "model.d_model": 12288, "model.num_layers": 96, "model.attention.num_heads": 96, "model.vocab_size": 50257,
-        "model.position.kind": "learned", "model.position.max_length": 2048, "model.attention.bias": True,
-        "model.ffn.bias": True, "model.norm.bias": True,
-    },
-    "Llama-2-7B": {
-        "model.d_model": 4096, "model.num_layers": 32, "model.attention.num_heads": 32, "model.vocab_size": 32000,
-        "model.ffn.ratio": 11008 / 4096, **LLAMA,
-    },
-    "Llama-3-8B": {
-        "model.d_model": 4096, "model.num_layers": 32, "model.attention.num_heads": 32, "model.vocab_size": 128256,
-        "model.attention.num_kv_heads": 8, "model.ffn.ratio": 3.5, **LLAMA,
-    },
-    "Llama-2-70B": {
-        "model.d_model": 8192, "model.num_layers": 80, "model.attention.num_heads": 64, "model.vocab_size": 32000,
-        "model.attention.num_kv_heads": 8, "model.ffn.ratio": 3.5, **LLAMA,
-    },
+    "GPT-2 small": PRESETS["gpt2_124m"].overrides,
+    "GPT-3": PRESETS["gpt3_175b"].overrides,
+    "Llama-2-7B": PRESETS["llama2_7b"].overrides,
+    "Llama-3-8B": PRESETS["llama3_8b"].overrides,
+    "Llama-2-70B": PRESETS["llama2_70b"].overrides,
     "4 layers of width 128, 50,000 tokens": {"model.vocab_size": 50000},
-}  # fmt: skip
+}
 
 
 def _config(**overrides: Any) -> Any:
@@ -263,14 +247,14 @@ def adam_memory_total() -> list[Number]:
 
 @formula
 def allreduce_volume() -> list[Number]:
-    devices, gradients = 1000, 175e9 * 2
-    ring = 2 * (devices - 1) / devices * gradients
+    ring = hardware.all_reduce_bytes(2 * 175e9, devices=1000)
     return [Number("sent by each device of a ring, half precision", 175, ring / GB, 0.5, "GB")]
 
 
 @formula
 def zero3_share() -> list[Number]:
-    return [Number("parameters of each of 1,000 devices, half precision", 350, 175e9 * 2 / 1000 / 1e6, 0.5, "MB")]
+    share = hardware.sharded_state_bytes(2 * 175e9, 0, 0, devices=1000, stage=3)
+    return [Number("parameters of each of 1,000 devices, half precision", 350, share / 1e6, 0.5, "MB")]
 
 
 @formula
