@@ -299,6 +299,8 @@ def _check(config: Config, under: str = "") -> None:
         "train.keep_checkpoints": train.keep_checkpoints,
         "eval.tokens": config.eval.tokens,
         "train.profile_steps": train.profile_steps,
+        "devices.data": config.devices.data,
+        "devices.fsdp": config.devices.fsdp,
     }
     not_negative: dict[str, float] = {
         "model.num_layers": model.num_layers,
@@ -314,6 +316,7 @@ def _check(config: Config, under: str = "") -> None:
         "train.profile_step": train.profile_step,
         "model.vocab_size": model.vocab_size,
         "model.ffn.ratio": model.ffn.ratio,
+        "objective.logits_chunk": config.objective.logits_chunk,
         "train.eval_every": train.eval_every,
         "train.checkpoint_every": train.checkpoint_every,
         "train.steps_per_call": train.steps_per_call,
@@ -363,6 +366,16 @@ def _check(config: Config, under: str = "") -> None:
         raise ConfigError(
             f"train.batch_size={train.batch_size} is not divisible by train.accumulate={train.accumulate}."
         )
+    devices = config.devices.data * config.devices.fsdp
+    for path, rows in (
+        ("train.batch_size / train.accumulate", train.batch_size // train.accumulate),
+        ("eval.batch_size", config.eval.batch_size),
+    ):
+        if rows % devices:
+            raise ConfigError(
+                f"{path}={rows} is not divisible by devices.data x devices.fsdp = {devices}: every device takes "
+                "equally many rows."
+            )
     if optimizer.warmup_steps > train.steps:
         raise ConfigError(
             f"optimizer.warmup_steps={optimizer.warmup_steps} is longer than train.steps={train.steps}: "

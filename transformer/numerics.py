@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from transformer.registry import Registry
 
 DTYPES = Registry("numerics dtype")
@@ -13,4 +15,12 @@ PRECISIONS.names("highest", "high", "default")
 EXECUTIONS = Registry("execution")
 """Entries with the trait `together` train all members of an arm that are due as one program."""
 EXECUTIONS.names("sequential")
-EXECUTIONS.register("population", traits=("together",))(lambda: "population")
+
+
+def _whole_devices(config: Any) -> str | None:
+    if config.devices.data * config.devices.fsdp == 1:
+        return None
+    return "spreads members over the devices by itself; leave devices.data and devices.fsdp at 1."
+
+
+EXECUTIONS.register("population", traits=("together",), check=_whole_devices)(lambda: "population")

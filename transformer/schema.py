@@ -198,6 +198,7 @@ class Objective(Section):
 
     kind: str = choice("auto", "transformer.training.objectives:OBJECTIVES", "training objective; auto: by family")
     label_smoothing: float = field(0.0, "probability mass moved to the uniform distribution (training loss only)")
+    logits_chunk: int = field(0, "tokens whose logits exist at a time; 0: all, the whole [B, T, V] array")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -233,6 +234,7 @@ class Train(Section):
     steps: int = field(2000, "optimizer steps")
     batch_size: int = field(32, "windows per step")
     accumulate: int = field(1, "microbatches per step; divides batch_size")
+    remat: str = choice("none", "transformer.model.remat:REMATS", "what the backward pass recomputes to save memory")
     log_every: int = field(10, "steps between train rows")
     eval_every: int = field(200, "steps between validation rows; 0: only at the end")
     checkpoint_every: int = field(200, "steps between checkpoints; 0: only at the end")
@@ -274,6 +276,14 @@ class Numerics(Section):
 
 
 @dataclasses.dataclass(frozen=True)
+class Devices(Section):
+    """The mesh of devices that one run is spread over. Its size is the product of the two."""
+
+    data: int = field(1, "groups of devices that each take a share of the batch and keep all parameters")
+    fsdp: int = field(1, "devices of a group, which share parameters, moments and batch between them")
+
+
+@dataclasses.dataclass(frozen=True)
 class Wandb(Section):
     """Weights & Biases, one of the views on a run."""
 
@@ -301,6 +311,7 @@ class Config(Section):
     eval: Eval = section(Eval)
     decode: Decode = section(Decode)
     numerics: Numerics = section(Numerics)
+    devices: Devices = section(Devices)
     wandb: Wandb = section(Wandb)
     tensorboard: bool = field(False, "also write TensorBoard files (needs the extra [tensorboard])")
 

@@ -13,6 +13,7 @@ from transformer.model.cross_attention import make_cross_attention
 from transformer.model.feedforward import make_feedforward
 from transformer.model.layer_pattern import has_cross_attention
 from transformer.model.normalization import apply, make_norm, places
+from transformer.model.remat import run_block
 from transformer.model.residual import BRANCH_GAINS, SKIP_GAINS, scaled
 from transformer.registry import Registry
 from transformer.schema import Config, Gains, Model
@@ -79,7 +80,7 @@ class Block(nnx.Module):
         self.ffn = _sublayer(ffn, model, gains.ffn, "ffn")
 
     def __call__(self, x_BTD: jax.Array, context: Context) -> jax.Array:
-        return context.tap("residual", ARRANGEMENTS.build(self.arrangement, self, x_BTD, context))
+        return context.tap("residual", run_block(ARRANGEMENTS[self.arrangement].build, self, x_BTD, context))
 
 
 def _sublayer(branch: Any, *arguments: Any) -> Sublayer | None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -10,6 +12,7 @@ import jax.numpy as jnp
 
 from transformer.data.batch import Batch, Layout, positions_in_segments
 from transformer.data.vocabularies import Vocabulary
+from transformer.model.taps import capture
 from transformer.registry import Registry
 from transformer.schema import Config
 
@@ -101,6 +104,36 @@ class Objective:
         nll_BT, smoothed_BT = cross_entropy(logits_BTV, targets_BT, self.smoothing)
         return TokenLosses(nll_BT, smoothed_BT, targets_BT, weights_BT, logits_BTV.argmax(axis=-1) == targets_BT)
 
+    def score_in_chunks(
+        self,
+        predict: Callable[[], jax.Array],
+        unembed: Callable[[jax.Array], jax.Array],
+        targets_BT: jax.Array,
+        weights_BT: jax.Array | None,
+    ) -> TokenLosses:
+        """As `score`, without ever holding the logits of more than `objective.logits_chunk` tokens; the backward pass
+        computes them a second time.
+
+        Args:
+          predict: the forward pass, whose own logits nobody reads, so that the compiler leaves them out.
+          unembed: from states [B, T, D] to logits.
+        """
+        _, seen = capture(predict, "final")()
+        states_ND, targets_N = seen["final"].reshape(-1, seen["final"].shape[-1]), targets_BT.reshape(-1)
+        count, size = len(targets_N), min(self.config.objective.logits_chunk, len(targets_N))
+        chunks = -(-count // size)
+        states_ND = jnp.pad(states_ND, ((0, chunks * size - count), (0, 0)))
+        targets_N = jnp.pad(targets_N, (0, chunks * size - count))
+
+        @jax.checkpoint
+        def one(part: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
+            losses = self.score(unembed(part[0][None]), part[1][None], None)
+            return losses.nll_BT[0], losses.smoothed_BT[0], losses.correct_BT[0]
+
+        found = jax.lax.map(one, (states_ND.reshape(chunks, size, -1), targets_N.reshape(chunks, size)))
+        nll, smoothed, correct = (x.reshape(-1)[:count].reshape(targets_BT.shape) for x in found)
+        return TokenLosses(nll, smoothed, targets_BT, weights_BT, correct)
+
 
 def apart(segments_BL: jax.Array | None) -> dict[str, jax.Array]:
     """The model's arguments that keep segments apart: nothing where there are none."""
@@ -130,8 +163,10 @@ class CausalLM(Objective):
     def losses(self, model: Any, batch: Batch, key: jax.Array | None, train: bool) -> TokenLosses:
         inputs_BT, targets_BT = batch.tokens_BL[:, :-1], batch.tokens_BL[:, 1:]
         segments_BT = None if batch.segments_BL is None else batch.segments_BL[:, :-1]
-        logits_BTV = model(inputs_BT, **apart(segments_BT), dropout_key=key, train=train)
-        return self.score(logits_BTV, targets_BT, next_token_weights(batch))
+        predict = functools.partial(model, inputs_BT, **apart(segments_BT), dropout_key=key, train=train)
+        if self.config.objective.logits_chunk:
+            return self.score_in_chunks(predict, model.unembed, targets_BT, next_token_weights(batch))
+        return self.score(predict(), targets_BT, next_token_weights(batch))
 
 
 @OBJECTIVES.register("auto")

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 
 from transformer.analysis import accounting, estimate, memory
-from transformer.config import config_hash, to_dict
+from transformer.config import config_hash, replace, to_dict
 from transformer.data import dataset as datasets
 from transformer.data.batching import Dataset
 from transformer.data.vocabularies import Vocabulary
@@ -28,6 +28,7 @@ from transformer.training.loop import Diverged, Loop
 from transformer.training.member import Member, Outcome, Progress
 from transformer.training.objectives import layout_of
 from transformer.training.run_directory import RunDirectory, read_config
+from transformer.training.sharding import ONE_DEVICE
 from transformer.training.sinks import RunInfo, Sink, Sinks
 from transformer.training.step import Program, TrainState, flat_state, unflat_state
 
@@ -296,7 +297,8 @@ def load(workdir: str | Path, which: str = "last", program: Program | None = Non
     if not (path / "vocabulary.json").is_file():
         raise UserError(f"{path} has not been trained yet: run train.py with the same --workdir first.")
     vocabulary = Vocabulary.from_dict(read_json(path / "vocabulary.json"))
-    program = program or Program(config, vocabulary.size, vocabulary.bytes_per_token, vocabulary)
+    here = replace(config, ONE_DEVICE)  # wherever it was trained
+    program = program or Program(here, vocabulary.size, vocabulary.bytes_per_token, vocabulary)
     with contextlib.closing(
         Checkpoints(path / "checkpoints", config.train.keep_checkpoints, warn=lambda m: print(m, file=sys.stderr))
     ) as checkpoints:

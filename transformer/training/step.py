@@ -20,9 +20,11 @@ from transformer.data.batching import Read, read_windows
 from transformer.data.vocabularies import Vocabulary
 from transformer.model import data_seed, declare, init_seed, split
 from transformer.model.initialization import abstract, initialize, path_name, roles
+from transformer.model.remat import recomputing
 from transformer.schema import Config
-from transformer.training.objectives import OBJECTIVES, TINY, Objective, layout_of
+from transformer.training.objectives import OBJECTIVES, TINY, Objective, TokenLosses, layout_of
 from transformer.training.optimizer import Hyperparameters, Optimizer
+from transformer.training.sharding import make_placement
 
 EVALUATION_SEED = 0  # of corruption in evaluation, whatever the run's seeds
 METRICS = ("loss", "learning_rate", "grad_norm", "param_norm")
@@ -88,6 +90,7 @@ class Program:
         self.read = read or read_windows(layout_of(config))
         self.bytes_per_token = np.asarray(bytes_per_token, np.int32)
         train = config.train
+        self.placement = make_placement(config)
         self.max_steps_per_call = min(train.steps, train.steps_per_call or 64)
         precise = jax.default_matmul_precision(config.numerics.matmul_precision)  # read while tracing
         self.train_steps = jax.jit(precise(self._train_steps), donate_argnums=0)
@@ -100,14 +103,16 @@ class Program:
         params = initialize(self.declared, self.config, seed)
         # Copies, because a step takes over the buffers it is given.
         model_state = jax.tree.map(jnp.array, nnx.to_pure_dict(self.declared_state))
-        return TrainState(params, model_state, self.optimizer.init(params))
+        state = TrainState(params, model_state, self.optimizer.init(params))
+        return state if self.placement is None else self.placement.place(state)
 
     @functools.cached_property
     def abstract_state(self) -> TrainState:
         """Shapes and dtypes of the state."""
         params = abstract(self.declared, self.config)
         model_state = jax.eval_shape(lambda: jax.tree.map(jnp.array, nnx.to_pure_dict(self.declared_state)))
-        return TrainState(params, model_state, jax.eval_shape(self.optimizer.init, params))
+        state = TrainState(params, model_state, jax.eval_shape(self.optimizer.init, params))
+        return state if self.placement is None else self.placement.abstract(state)
 
     @property
     def abstract_batch(self) -> Batch:
@@ -125,7 +130,8 @@ class Program:
 
     def replicated(self, array: np.ndarray) -> jax.Array:
         """An array where every step can read it."""
-        return jnp.asarray(np.asarray(array))
+        array = np.asarray(array)
+        return jnp.asarray(array) if self.placement is None else jax.device_put(array, self.placement.named())
 
     @staticmethod
     def hyperparameters(config: Config) -> Hyperparameters:
@@ -197,16 +203,25 @@ class Program:
             "grad_norm": optax.global_norm(grads),
             "param_norm": optax.global_norm(params),
         }
-        return TrainState(params, model_state, optimizer), metrics
+        state = TrainState(params, model_state, optimizer)
+        return state if self.placement is None else self.placement.constrain_state(state), metrics
 
     def mean_loss(self, params: Any, model_state: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Any]:
         """Mean smoothed loss of a prepared batch, with (mean nll, what the targets weigh, new model state) beside it;
         the weight is None where every token counts 1."""
         model = nnx.merge(self.structure, params, model_state)
-        losses = self.objective.losses(model, batch, key, train=True)
+        with recomputing(self.config.train.remat):
+            losses = self._losses(model, batch, key, train=True)
         _, _, new_state = split(model)
         weight = None if losses.weights_BT is None else losses.weights_BT.sum()
         return losses.mean(losses.smoothed_BT), (losses.mean(losses.nll_BT), weight, nnx.to_pure_dict(new_state))
+
+    def _losses(self, model: nnx.Module, batch: Batch, key: jax.Array | None, train: bool) -> TokenLosses:
+        """The objective's losses, over all devices of the mesh."""
+        if self.placement is None:
+            return self.objective.losses(model, batch, key, train)
+        with self.placement.constraining_blocks():
+            return self.objective.losses(model, self.placement.constrain_batch(batch), key, train)
 
     # --- evaluation ----------------------------------------------------------------------------------------------
 
@@ -217,7 +232,7 @@ class Program:
           first_row: index of its first row within the split.
         """
         batch = self.objective.prepare(batch, jax.random.key(EVALUATION_SEED), first_row)
-        losses = self.objective.losses(self.model(state), batch, None, train=False)
+        losses = self._losses(self.model(state), batch, None, train=False)
         weights_BT = jnp.ones_like(losses.nll_BT) if losses.weights_BT is None else losses.weights_BT
         counts_BT = weights_BT > 0
         stored_BT = jnp.asarray(self.bytes_per_token)[losses.targets_BT]
