@@ -94,7 +94,9 @@ def test_the_whole_array_of_logits_is_never_made():
     assert temporary[1] < 0.75 * temporary[0]
 
 
-def test_a_negative_chunk_is_refused():
+def test_chunks_that_cannot_be_are_refused():
+    with pytest.raises(ConfigError, match=r"objective\.logits_chunk=4 goes with model\.head\.kind=lm only"):
+        program(objective__logits_chunk=4, model__head__kind="mlm")
     with pytest.raises(ConfigError, match=r"objective\.logits_chunk=-1 must not be negative"):
         program(objective__logits_chunk=-1)
 

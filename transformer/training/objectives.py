@@ -153,7 +153,14 @@ def next_token_weights(batch: Batch) -> jax.Array | None:
     return weights_BL[:, 1:] * (segments_BL[:, 1:] == segments_BL[:, :-1])
 
 
-@OBJECTIVES.register("clm", paper="Bengio et al. 2003; Radford et al. 2018")
+def chunks_fit(config: Config) -> str | None:
+    """What is wrong with asking for logits in chunks."""
+    if not config.objective.logits_chunk or config.model.head.kind == "lm":
+        return None
+    return f"objective.logits_chunk={config.objective.logits_chunk} goes with model.head.kind=lm only; set it to 0."
+
+
+@OBJECTIVES.register("clm", paper="Bengio et al. 2003; Radford et al. 2018", check=chunks_fit)
 class CausalLM(Objective):
     """Predict each token of a row from those before it."""
 
@@ -169,7 +176,7 @@ class CausalLM(Objective):
         return self.score(predict(), targets_BT, next_token_weights(batch))
 
 
-@OBJECTIVES.register("auto")
+@OBJECTIVES.register("auto", check=chunks_fit)
 def objective_of_family(config: Config, vocabulary: Vocabulary | None = None) -> Objective:
     """The objective the family was made for."""
     return objective_class(config)(config, vocabulary)
