@@ -31,6 +31,7 @@ from tests.tiny import (
     traits,
 )
 from transformer.config import resolve, schema
+from transformer.data.batch import Batch
 from transformer.model import build, declare
 from transformer.schema import Config, Model
 from transformer.training.schedules import unit_schedule
@@ -114,7 +115,7 @@ IN_TRAINING_ONLY = {
 
 def training_program(config: Config) -> str:
     program = Program(config, 11, np.ones(11, np.int32))
-    window = jnp.zeros((BATCH, LENGTH + 1), jnp.int32)
+    window = Batch(jnp.zeros((BATCH, LENGTH + 1), jnp.int32))
     hyper = program.hyperparameters(config)
     return str(jax.make_jaxpr(program.train_step)(program.init(0), window, jnp.int32(0), hyper))
 
@@ -354,7 +355,7 @@ def test_the_reference_model_has_the_size_its_config_file_says():
 def test_every_objective_changes_the_training_step_or_is_an_alias():
     def step_of(kind):
         program = Program(tiny({"objective.kind": kind, "model.num_layers": 1}), 11, np.ones(11, np.int32))
-        window = jnp.zeros((4, 9), jnp.int32)
+        window = Batch(jnp.zeros((4, 9), jnp.int32))
         step = jax.make_jaxpr(program.train_step)
         return str(step(program.init(0), window, jnp.int32(0), program.hyperparameters(program.config)))
 
