@@ -39,6 +39,7 @@ def main() -> int:
     run = load(WORKDIR.value, CHECKPOINT.value)
     subject = open_subject(run, SPLIT.value)
     results = {}
+    # Compiled evaluation has its precision; checks that call the model themselves take it from here.
     with jax.default_matmul_precision(run.config.numerics.matmul_precision):
         for entry in entries:
             results[entry.name] = entry.build(subject)

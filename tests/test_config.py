@@ -111,6 +111,12 @@ def test_numbers_keep_their_type():
     assert config.optimizer.learning_rate == 1.0 and type(config.optimizer.learning_rate) is float
     assert config.train.steps == 100 and type(config.train.steps) is int
     assert config.wandb.tags == ("a",)
+
+
+@pytest.mark.parametrize("given", [["a,b"], ("a", "b"), ["a,", "b"]])
+def test_a_list_may_be_typed_with_commas(given):
+    """As the flag gives it: `--config.wandb.tags=a,b` arrives as one text in a tuple."""
+    assert resolve({"wandb": {"tags": given}}).wandb.tags == ("a", "b")
     assert resolve(nested({"model.residual.ffn.skip_gain": 0})).model.residual.ffn.skip_gain == 0.0
 
 

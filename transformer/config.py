@@ -208,11 +208,12 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _coerce(value: Any, info: FieldInfo) -> Any:
-    """Checks a value against the field's type; ints pass as floats, lists as tuples."""
+    """Checks a value against the field's type; ints pass as floats, lists as tuples, and `a,b` as two texts of one."""
     allowed = typing.get_args(info.type) if typing.get_origin(info.type) in (typing.Union, types.UnionType) else ()
     allowed = tuple(typing.get_origin(t) or t for t in (allowed or (info.type,)))
     if tuple in allowed and isinstance(value, list | tuple):
-        return tuple(value)
+        parts = (item.split(",") if isinstance(item, str) else [item] for item in value)
+        return tuple(part for split in parts for part in split if part != "")
     if isinstance(value, bool) and bool not in allowed:
         pass
     elif isinstance(value, allowed):

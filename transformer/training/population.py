@@ -239,8 +239,7 @@ def train_population(
         feed, hyper = population.feed(configs, dataset), population.hyperparameters(configs)
         store = _SharedStore(population, checkpoints, members)
         try:
-            with jax.default_matmul_precision(configs[0].numerics.matmul_precision):
-                run_to_the_end(Loop(population, dataset, feed, hyper, members, store, interrupts), state)
+            run_to_the_end(Loop(population, dataset, feed, hyper, members, store, interrupts), state)
         except BaseException as error:
             for member in members:
                 if not member.ended:

@@ -90,9 +90,8 @@ def train(
         elif not quiet:  # the estimate times a product: not for members nobody watches
             say(_costs(program, config, state))
         try:
-            with jax.default_matmul_precision(config.numerics.matmul_precision):
-                store, hyper = _RunStore(checkpoints, member), program.hyperparameters(config)
-                run_to_the_end(Loop(program, dataset, feed, hyper, [member], store, interrupts), state)
+            store, hyper = _RunStore(checkpoints, member), program.hyperparameters(config)
+            run_to_the_end(Loop(program, dataset, feed, hyper, [member], store, interrupts), state)
         except BaseException as error:
             member.fail(error)
             if isinstance(error, CheckpointError) and (kept := checkpoints.steps()):
