@@ -13,8 +13,17 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
-from transformer.config import apply_overrides, default_config, resolve, schema, to_flat
-from transformer.errors import ConfigError, UserError, did_you_mean
+from transformer.config import (
+    STACKS,
+    apply_overrides,
+    default_config,
+    known_fields,
+    resolve,
+    schema,
+    to_flat,
+    unknown_field,
+)
+from transformer.errors import ConfigError, UserError
 from transformer.schema import Config
 
 USAGE_ERROR = 2
@@ -106,7 +115,7 @@ def format_config(config: Config) -> str:
 
 def _check_names(arguments: list[str]) -> None:
     """Rejects unknown flags and fields with a suggestion, before anything is loaded."""
-    known_fields = [info.path for info in schema()]
+    known = known_fields()
     has_config = any(a.lstrip("-").split("=")[0] == "config" for a in arguments)
     for argument in arguments:
         if not argument.startswith("-"):
@@ -117,8 +126,8 @@ def _check_names(arguments: list[str]) -> None:
             path = field.removeprefix("config.").split("[")[0]
             if not has_config:
                 raise ConfigError(f"--{name} needs --config=FILE before it, for example --config=configs/base.py")
-            if path not in known_fields:
-                raise ConfigError(f'There is no config field "{path}".{did_you_mean(path, known_fields)}')
+            if path not in known:
+                raise unknown_field(path)
         elif field not in flags.FLAGS and field.removeprefix("no") not in flags.FLAGS:
             close = difflib.get_close_matches(field, ["config", "workdir", *flags.FLAGS], n=1)
             hint = f" Did you mean --{close[0]}?" if close else " See --help."
@@ -151,6 +160,9 @@ def _help(usage: str) -> str:
         kinds = f" {{{', '.join(info.kinds)}}}" if info.kinds else ""
         used_by = f" [only with {info.used_by}]" if info.used_by else ""
         lines.append(f"  {info.path} = {_show(info.default)}\n      {info.help}{kinds}{used_by}")
+    for stack in STACKS:
+        meaning = f"the same for the {stack} alone; by default as model.FIELD [only with model.family=encoder_decoder]"
+        lines.append(f"  model.{stack}.FIELD\n      {meaning}")
     return "\n".join(lines)
 
 

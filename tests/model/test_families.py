@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +16,7 @@ from transformer.config import config_hash, difference, identity, replace, resol
 from transformer.errors import ConfigError, UserError
 from transformer.model import build, taps
 
+ROOT = Path(__file__).resolve().parents[2]
 SOURCE = LENGTH - 3  # tokens of the source that `called` binds
 PREFIX = 3
 ENCODER_DECODER = {"model.family": "encoder_decoder"}
@@ -218,3 +223,26 @@ def test_the_embedding_is_shared_or_not():
 def test_a_head_that_pools_has_nothing_to_decode():
     with pytest.raises(UserError, match=r"pools over the whole row"):
         build(tiny({"model.head.kind": "classify"})).empty_cache(1, 4)
+
+
+# --- The command line --------------------------------------------------------------------------------------------
+
+
+def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    program = [sys.executable, "train.py", "--config=configs/base.py", *arguments]
+    return subprocess.run(program, capture_output=True, text=True, timeout=120, cwd=ROOT)
+
+
+def test_stacks_on_the_command_line():
+    family = "--config.model.family=encoder_decoder"
+    done = command(family, "--config.model.encoder.num_layers=3", "--print_config")
+    assert done.returncode == 0, done.stderr
+    assert "model.encoder.num_layers = 3" in done.stdout and "model.decoder.num_layers" not in done.stdout
+    wrong = command(family, "--config.model.encoder.num_layrs=3", "--print_config")
+    assert wrong.returncode == 2 and 'Did you mean "model.encoder.num_layers"?' in wrong.stderr
+
+
+def test_help_explains_stacks_without_listing_every_field_again():
+    listed = command("--help").stdout
+    assert "model.encoder.FIELD" in listed and "model.decoder.FIELD" in listed
+    assert "model.encoder.num_layers" not in listed and listed.count("  model.norm.kind") == 1
