@@ -99,7 +99,7 @@ def generate(
     if isinstance(sampler, Beam):
         new_BN, count_B, score_B = jax.device_get(search(*inputs, sampler, conditions, layout, room))
     else:
-        new_BN, count_B = jax.device_get(extend(*inputs, sampler, _keys(seed, len(rows)), conditions, layout, room))
+        new_BN, count_B = jax.device_get(extend(*inputs, sampler, _streams(seed, len(rows)), conditions, layout, room))
         score_B = None
     return Generation(new_BN[:, : limit_B.max()], count_B, tuple(rows), score_B)
 
@@ -146,10 +146,10 @@ def _bucket(number: int, most: int | None = None) -> int:
     return rounded if most is None else max(number, min(rounded, most))
 
 
-def _keys(seed: int | Sequence[int], batch: int) -> jax.Array:
-    """One random key per row."""
+def _streams(seed: int | Sequence[int], batch: int) -> tuple[np.ndarray, np.ndarray]:
+    """(seed, stream within the seed) of each row."""
     if isinstance(seed, int | np.integer):
-        return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), np.arange(batch))
+        return np.full(batch, seed, np.int32), np.arange(batch, dtype=np.int32)
     if len(seed) != batch:
         raise UserError(f"{len(seed)} seeds were given for {batch} prompts; give one number, or one for each.")
-    return jax.vmap(jax.random.key)(np.asarray(seed))
+    return np.asarray(seed, np.int32), np.zeros(batch, np.int32)

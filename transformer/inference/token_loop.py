@@ -23,15 +23,17 @@ def extend(
     limit_B: jax.Array,
     stop_tokens: jax.Array,
     sampler: Greedy | Sample,
-    keys_B: jax.Array,
+    streams: tuple[jax.Array, jax.Array],
     conditions: Conditions | None,
     layout: Layout,
     room: int,
 ) -> tuple[jax.Array, jax.Array]:
     """New tokens [B, room] and how many of them each row has, the stop token included.
 
-    The draw for a row depends on its key and on how many tokens precede, so a row is the same in any batch.
+    A draw depends on the row's seed, its stream within it and how many tokens precede, so a row is the same in any
+    batch.
     """
+    keys_B = jax.vmap(lambda seed, stream: jax.random.fold_in(jax.random.key(seed), stream))(*streams)
     feed = Feed(nnx.merge(structure, weights), conditions)
     token_B, cache = feed.prompt(prompt_BP, length_B, layout)
 
