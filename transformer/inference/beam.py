@@ -14,7 +14,7 @@ from transformer.inference.sampling import Beam
 from transformer.model.cache import Layout
 
 
-@functools.partial(jax.jit, static_argnames=("structure", "layout", "room"))
+@functools.partial(jax.jit, static_argnames=("structure", "layout", "room", "prefix"))
 def search(
     structure: Any,
     weights: Any,
@@ -26,6 +26,7 @@ def search(
     conditions: Conditions | None,
     layout: Layout,
     room: int,
+    prefix: bool,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The best text of each row: new tokens [B, room], how many there are, and their score.
 
@@ -33,7 +34,7 @@ def search(
     """
     B, W = len(length_B), beam.beams
     model = nnx.merge(structure, weights)
-    token_B, cache = Feed(model, conditions).prompt(prompt_BP, length_B, layout)
+    token_B, cache = Feed(model, conditions).prompt(prompt_BP, length_B, layout, prefix)
     every_row = jnp.repeat(jnp.arange(B), W)
     feed = Feed(model, jax.tree.map(lambda x: x[every_row], conditions))
 

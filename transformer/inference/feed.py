@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -23,15 +24,21 @@ class Feed:
     def __init__(self, model: Any, conditions: Conditions | None):
         self.model, self.conditions = model, conditions or {}
 
-    def prompt(self, prompt_BP: jax.Array, length_B: jax.Array, layout: Layout) -> tuple[jax.Array, Cache]:
+    def prompt(
+        self, prompt_BP: jax.Array, length_B: jax.Array, layout: Layout, prefix: bool
+    ) -> tuple[jax.Array, Cache]:
         """Stores all but the last token of each row, whose logits are the first that are wanted.
+
+        Args:
+          prefix: whether the tokens see each other in both directions. The last one is then read with the others, and
+            once more after them.
 
         Returns:
           The last tokens [B] and the cache.
         """
         B, P = prompt_BP.shape
         last_B = jnp.take_along_axis(prompt_BP, length_B[:, None] - 1, axis=1)[:, 0]
-        before_BP = jnp.arange(P)[None] < length_B[:, None] - 1
+        before_BP = jnp.arange(P)[None] < length_B[:, None] - (0 if prefix else 1)
         # A full cache is no wider than it need be while the prompt is read; one that moves tokens takes what fits.
         together = min(P, layout.capacity) if layout.moves else P
         cache = self.model.empty_cache(B, layout if layout.forgets else Layout(P))
@@ -40,7 +47,10 @@ class Feed:
             segments_BT=before_BP[:, :together].astype(jnp.int32),
             cache=cache,
             **self.conditions,
+            **({"prefix_length_B": length_B} if prefix else {}),
         )
+        if prefix:
+            cache = dataclasses.replace(cache, length_B=length_B - 1)
         if not layout.forgets:
             return last_B, cache.grown(layout)
 

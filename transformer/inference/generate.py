@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -56,7 +57,9 @@ def generate(
     cache: Layout | None = None,
     stop_tokens: Sequence[int] = (),
     seed: int | Sequence[int] = 0,
-    conditions: Conditions | None = None,
+    source_BS: np.ndarray | None = None,
+    source_segments_BS: np.ndarray | None = None,
+    prefix: bool = False,
 ) -> Generation:
     """Continues every prompt until a stop token or its number of new tokens.
 
@@ -72,7 +75,8 @@ def generate(
       stop_tokens: ids that end a row; they are part of it.
       seed: of the draws. A number gives every row a stream of its own; a list names the stream of each row, and then
         a row is the same in any batch.
-      conditions: what else the model reads, such as a source text.
+      source_BS, source_segments_BS: what the encoder of an encoder-decoder reads; segment 0 is padding.
+      prefix: whether the prompt's tokens see each other in both directions, as those of a prefix decoder may.
 
     Raises:
       UserError: an empty prompt, no new tokens, more positions than the model knows or the cache holds, or settings
@@ -94,12 +98,16 @@ def generate(
     for at, row in enumerate(rows):
         prompt_BP[at, : len(row)] = row
     room = _bucket(int(limit_B.max()))
+    conditions = _conditions(model, len(rows), source_BS, source_segments_BS)
+    if prefix and (layout.forgets or not getattr(model, "looks_ahead", False)):
+        raise UserError("prefix=True needs model.family=prefix_decoder and decode.cache=full.")
     structure, weights = nnx.split(model)
     inputs = (structure, weights, prompt_BP, length_B, limit_B, np.asarray(stop_tokens, np.int32))
     if isinstance(sampler, Beam):
-        new_BN, count_B, score_B = jax.device_get(search(*inputs, sampler, conditions, layout, room))
+        new_BN, count_B, score_B = jax.device_get(search(*inputs, sampler, conditions, layout, room, prefix))
     else:
-        new_BN, count_B = jax.device_get(extend(*inputs, sampler, _streams(seed, len(rows)), conditions, layout, room))
+        streams = _streams(seed, len(rows))
+        new_BN, count_B = jax.device_get(extend(*inputs, sampler, streams, conditions, layout, room, prefix))
         score_B = None
     return Generation(new_BN[:, : limit_B.max()], count_B, tuple(rows), score_B)
 
@@ -114,6 +122,26 @@ def _rows(prompts: Prompts) -> list[np.ndarray]:
         if not len(row):
             raise UserError(f"Prompt row {at} is empty: generation needs at least one token to start from.")
     return rows
+
+
+def _conditions(model: Any, batch: int, source_BS: Any, source_segments_BS: Any) -> Conditions | None:
+    """Further arguments of every call: the encoded source, if the model has one."""
+    if source_BS is None:
+        return None
+    if not hasattr(model, "encode"):
+        raise UserError("A source was given, but this model has no encoder; use model.family=encoder_decoder.")
+    if len(source_BS) != batch:
+        raise UserError(f"{len(source_BS)} sources were given for {batch} prompts; give one for each.")
+    if source_segments_BS is not None and not np.asarray(source_segments_BS).any(axis=1).all():
+        row = int(np.asarray(source_segments_BS).any(axis=1).argmin())
+        raise UserError(f"Source row {row} is padding only: there is nothing to read.")
+    structure, weights = nnx.split(model)
+    return {"memory": _encode(structure, weights, source_BS, source_segments_BS)}
+
+
+@functools.partial(jax.jit, static_argnames=("structure",))
+def _encode(structure: Any, weights: Any, source_BS: jax.Array, source_segments_BS: jax.Array | None) -> Any:
+    return nnx.merge(structure, weights).encode(source_BS, source_segments_BS)
 
 
 def _layout(model: Any, cache: Layout | None, length_B: np.ndarray, limit_B: np.ndarray) -> Layout:

@@ -14,7 +14,7 @@ from transformer.inference.sampling import Greedy, Sample
 from transformer.model.cache import Layout
 
 
-@functools.partial(jax.jit, static_argnames=("structure", "layout", "room"))
+@functools.partial(jax.jit, static_argnames=("structure", "layout", "room", "prefix"))
 def extend(
     structure: Any,
     weights: Any,
@@ -27,6 +27,7 @@ def extend(
     conditions: Conditions | None,
     layout: Layout,
     room: int,
+    prefix: bool,
 ) -> tuple[jax.Array, jax.Array]:
     """New tokens [B, room] and how many of them each row has, the stop token included.
 
@@ -35,7 +36,7 @@ def extend(
     """
     keys_B = jax.vmap(lambda seed, stream: jax.random.fold_in(jax.random.key(seed), stream))(*streams)
     feed = Feed(nnx.merge(structure, weights), conditions)
-    token_B, cache = feed.prompt(prompt_BP, length_B, layout)
+    token_B, cache = feed.prompt(prompt_BP, length_B, layout, prefix)
 
     def unfinished(carry: Any) -> jax.Array:
         *_, done_B = carry
