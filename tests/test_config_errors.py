@@ -133,7 +133,7 @@ INERT = [
         "Remove one",
     ),
     ({"model.position.max_length": 64}, "model.position.max_length=64", "model.position.kind=learned", "'rope'"),
-    ({"data.path": "x.txt"}, "data.path='x.txt'", "data.source=text", "'stdlib'"),
+    ({"data.path": "x.txt"}, "data.path='x.txt'", "data.source=labelled or pairs or text", "'stdlib'"),
     (
         {"model.position.rope_factor": 2.0},
         "model.position.rope_factor=2.0 has no effect",

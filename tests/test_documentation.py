@@ -50,6 +50,12 @@ NOT_RUN = {
     "source .venv/bin/activate": "belongs to an interactive shell",
     "python train.py --config=configs/gpt2.py:gpt2_124m": "wants an accelerator",
     "python train.py --config=configs/llama.py:llama2_7b": "wants many accelerators",
+    "python train.py --config=configs/translation.py:fra-eng.zip": "needs Tatoeba's pairs",
+    "python train.py --config=configs/translation.py:fra-eng.zip --config.model.cross_attention=none": "needs pairs",
+    "python eval.py --workdir=RUN --checks=loss,translate": "needs the run of the line above it",
+    "python train.py --config=configs/mlm.py:wikitext2": "needs WikiText-2",
+    "python train.py --config=configs/intent.py:clinc_oos.zip --config.train.init_from=MLM_RUN": "needs CLINC, a run",
+    "python train.py --config=configs/intent.py:clinc_oos.zip": "needs CLINC",
     "python train.py --config=configs/shakespeare_char.py": "needs the network, for TFDS",
     "python train.py --config=configs/shakespeare_char_cpu.py": "needs the network, for TFDS",
 }

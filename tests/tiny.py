@@ -36,10 +36,23 @@ OVERRIDES: dict[str, Any] = {
     "optimizer.learning_rate": 0.01,
 }
 
+FAMILY_OF_OBJECTIVE = {
+    "mlm": "encoder",
+    "prefix": "prefix_decoder",
+    "seq2seq": "encoder_decoder",
+    "span": "encoder_decoder",
+    "denoise": "encoder_decoder",
+}
+
 # What an entry cannot be without.
 NEEDED: dict[tuple[str, Any], dict[str, Any]] = {
     **{("data.source", kind): {"data.path": "somewhere.txt"} for kind in ("text", "pairs", "labelled")},
     ("data.source", "tfds"): {"data.tfds_name": "some_corpus"},
+    **{("objective.kind", kind): {"model.family": family} for kind, family in FAMILY_OF_OBJECTIVE.items()},
+    **{("objective.kind", kind): {"model.head.kind": kind} for kind in ("classify", "tag")},
+    ("objective.kind", "next_sentence"): {"model.family": "encoder", "model.head.kind": "classify"},
+    ("objective.mask_rate_kind", "uniform"): {"model.family": "encoder", "objective.kind": "mlm"},
+    ("objective.mask_replacement", "mask"): {"model.family": "encoder", "objective.kind": "mlm"},
     **{("data.task", kind): {"data.source": "task"} for kind in TASKS},
     ("data.task_layout", "pair"): {"data.source": "task"},
     ("data.task_layout", "label"): {"data.source": "task", "data.task": "majority"},

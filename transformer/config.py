@@ -13,6 +13,7 @@ import math
 import types
 import typing
 from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from transformer.errors import ConfigError, did_you_mean
@@ -479,7 +480,21 @@ def is_view(path: str) -> bool:
 def identity(config: Config) -> dict[str, Any]:
     """What makes a run this run: its difference from the schema's defaults, views excluded."""
     known = known_fields()
-    return {p: v for p, v in sorted(to_flat(config).items()) if v != known[p].default and not is_view(p)}
+    flat = to_flat(config)
+    flat["train.init_from"] = _run_identity(flat["train.init_from"])
+    return {p: v for p, v in sorted(flat.items()) if v != known[p].default and not is_view(p)}
+
+
+def _run_identity(path: str) -> str:
+    """What stands for a run directory in the identity of a run that starts from it: its config, data and length,
+    wherever it lies. The path itself where no finished run is found, which training then refuses."""
+    try:
+        stored = json.loads((Path(path) / "config.json").read_text(encoding="utf-8"))
+        status = json.loads((Path(path) / "status.json").read_text(encoding="utf-8"))
+        parts = [identity(resolve(stored)), status.get("fingerprint"), status.get("step")]
+    except (OSError, ValueError, AttributeError, ConfigError):
+        return path
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def config_hash(config: Config, **execution: str) -> str:

@@ -207,7 +207,10 @@ class Data(Section):
 
     source: str = choice("stdlib", "transformer.data.corpora:SOURCES", "where the text comes from")
     vocabulary: str = choice("bytes", "transformer.data.vocabularies:VOCABULARIES", "how text becomes tokens")
-    sequence_length: int = field(256, "tokens per training window")
+    sequence_length: int = field(256, "tokens per row: of a window, an example, or its target")
+    source_length: int = field(0, "tokens per source, where an encoder reads it; 0: sequence_length")
+    packing: str = choice("none", "transformer.data.batching:PACKINGS", "whether documents or examples share a row")
+    too_long: str = choice("error", "transformer.data.examples:TOO_LONG", "what becomes of examples that do not fit")
     sampling: str = choice("epochs", "transformer.data.batching:SAMPLINGS", "order of windows")
     feed: str = choice("auto", "transformer.data.batching:FEEDS", "who cuts the windows; auto: device if it fits")
 
@@ -232,6 +235,7 @@ class Train(Section):
     """Length and cadence of a run. Cadence fields never change the numbers."""
 
     steps: int = field(2000, "optimizer steps")
+    init_from: str = field("", "run directory whose parameters this run starts from; empty: initial weights")
     batch_size: int = field(32, "windows per step")
     accumulate: int = field(1, "microbatches per step; divides batch_size")
     remat: str = choice("none", "transformer.model.remat:REMATS", "what the backward pass recomputes to save memory")

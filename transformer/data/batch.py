@@ -72,6 +72,7 @@ class Layout:
         token would see the padding behind it.
       pairs: what becomes of an example's source: `joined` with the target in one row, or `separate`.
       lead: special token in front of every row of an example, or "".
+      marks_prefix: whether rows say how long their prefix is, that is a source joined with its target.
       specials: special tokens the objective needs, beside those of the data.
       labels: whether a `row` or each `token` has a label; "" for neither.
       packed: several documents or examples share a row, told apart by segments.
@@ -83,6 +84,7 @@ class Layout:
     marks_padding: bool = False
     pairs: str = "joined"
     lead: str = ""
+    marks_prefix: bool = False
     specials: tuple[str, ...] = ()
     labels: str = ""
     packed: bool = False

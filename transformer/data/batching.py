@@ -21,6 +21,9 @@ from transformer.schema import Data
 
 SAMPLINGS = Registry("data.sampling")
 FEEDS = Registry("data.feed")
+PACKINGS = Registry("data.packing")
+PACKINGS.register("none")(lambda: False)
+PACKINGS.register("segments", paper="Raffel et al. 2020; Krell et al. 2021")(lambda: True)
 
 Read = Callable[[Any, jax.Array], Batch]  # (resident arrays, one row of a chunk) -> batch, inside the step
 
@@ -31,7 +34,7 @@ RESIDENT_BYTES = 1 << 30  # feed=auto keeps training tokens below this on the de
 
 
 class Plan(abc.ABC):
-    """The order of windows. A window is `sequence_length + 1` tokens: inputs, and the same shifted by one.
+    """The order of windows, or of rows. A window is `sequence_length + 1` tokens: inputs, and the same shifted by one.
 
     Args:
       num_tokens: length of the token array, at least `sequence_length + 1`.
@@ -39,6 +42,13 @@ class Plan(abc.ABC):
       batch_size: B, windows per step.
       seed: together with the step decides everything; every process computes the same.
     """
+
+    margin = 1  # tokens beyond the last start, where a window is one token: see `over_rows`
+
+    @classmethod
+    def over_rows(cls, rows: int, batch_size: int, seed: int) -> Plan:
+        """A plan whose starts are the indices of `rows` rows."""
+        return cls(rows + cls.margin, 1, batch_size, seed)
 
     def __init__(self, num_tokens: int, sequence_length: int, batch_size: int, seed: int):
         if num_tokens <= sequence_length:
@@ -68,6 +78,8 @@ class Plan(abc.ABC):
 @SAMPLINGS.register("epochs")
 class Epochs(Plan):
     """Every window once per epoch, in an order and with cut points that differ from epoch to epoch."""
+
+    margin = 2
 
     def __init__(self, num_tokens: int, sequence_length: int, batch_size: int, seed: int):
         super().__init__(num_tokens, sequence_length, batch_size, seed)
@@ -109,6 +121,12 @@ class Replacement(Plan):
 
     def epoch_of(self, step: int) -> float:
         return step * self.batch_size * self.sequence_length / self.num_tokens
+
+
+def make_row_plan(section: Data, rows: int, batch_size: int, seed: int) -> Plan:
+    """The plan `section.sampling` names, for that many rows."""
+    plan: Any = SAMPLINGS[section.sampling].build
+    return plan.over_rows(rows, batch_size, seed)
 
 
 def make_plan(section: Data, num_tokens: int, batch_size: int, seed: int) -> Plan:
@@ -276,6 +294,11 @@ class Dataset(abc.ABC):
     def batches(self, split: str, batch_size: int, max_tokens: int | None = None) -> Iterator[Batch]:
         """The evaluation batches of a split, the same for every run; about `max_tokens` tokens, or all of it."""
 
+    def chance(self, split: str) -> float | None:
+        """Accuracy of a predictor that knows nothing; None where nobody said."""
+        del split
+        return None
+
     @property
     def tokens_per_byte(self) -> float | None:
         """Training tokens per byte of text; None where losses have no meaning per byte."""
@@ -358,6 +381,26 @@ def evaluation_batches(
             segments_BL = np.ones_like(tokens_BL) if batch.segments_BL is None else np.asarray(batch.segments_BL)
             batch = batch.replace(segments_BL=np.where(inside, segments_BL, 0).astype(np.int32))
         yield batch.replace(tokens_BL=tokens_BL, weights_BL=weights_BL)
+
+
+def length_buckets(lengths: np.ndarray, batch_size: int, longest: int) -> Iterator[tuple[np.ndarray, int]]:
+    """Batches of rows of similar length, so that little of a batch is padding (Khomenko et al. 2016).
+
+    Args:
+      lengths: real tokens of each row, int [N].
+      longest: width of the longest row.
+
+    Yields:
+      (up to B row indices, width): the width is `longest` halved as often as every row of the batch still fits, so
+      there are few of them to compile for.
+    """
+    order = np.argsort(lengths, kind="stable")
+    for first in range(0, len(order), batch_size):
+        rows = order[first : first + batch_size]
+        width = longest
+        while width > 1 and width // 2 >= lengths[rows].max():
+            width //= 2
+        yield rows, width
 
 
 def evaluation_rows(rows: Batch, batch_size: int, max_rows: int | None = None) -> Iterator[Batch]:

@@ -36,6 +36,17 @@ def bigram_entropy(tokens: np.ndarray, vocabulary_size: int) -> float:
     return entropy(_count_pairs(tokens, vocabulary_size)) - entropy(_count(tokens[:-1]))
 
 
+def conditional_entropy(targets: np.ndarray, before: np.ndarray, vocabulary_size: int) -> float:
+    """H(target | token before it) of these very pairs, nats per target.
+
+    Args:
+      targets, before: integers up to `vocabulary_size`, one pair per target.
+    """
+    codes = before.astype(np.int64) * (vocabulary_size + 1) + targets
+    joint = np.unique(codes, return_counts=True)[1]
+    return entropy(joint) - entropy(np.bincount(before))
+
+
 def _count(tokens: np.ndarray) -> np.ndarray:
     counts = np.zeros(0, np.int64)
     for start in range(0, len(tokens), _CHUNK):

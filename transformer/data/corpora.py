@@ -114,6 +114,13 @@ class Corpus:
         return self.content.description
 
 
+def is_text(section: Data) -> bool:
+    """Whether a source holds documents: no pairs, no labels, and nothing drawn on the device."""
+    if SOURCES[section.source].traits & {"pairs", "labels", "drawn"}:
+        return False
+    return not any(value for name, value in section.options if name in ("tfds_source", "tfds_label"))
+
+
 # --- stdlib --------------------------------------------------------------------------------------------
 
 # Tests, and tables or GUI parts that some distributions leave out.
@@ -341,7 +348,7 @@ class TaskParameters:
     task: str = choice("copy", "transformer.data.tasks:TASKS", "task whose rows are drawn on the device")
 
 
-@SOURCES.register("task", parameters=TaskParameters, check=lambda config: _task_problem(config.data))
+@SOURCES.register("task", parameters=TaskParameters, traits=("drawn",), check=lambda config: _task_problem(config.data))
 def task(section: Data) -> Any:
     """A synthetic task with known answers; its rows are drawn on the device and never stored."""
     from transformer.data.tasks import make_task

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from transformer.data import bounds
+from transformer.data import bounds, examples, generated
 from transformer.data.batch import Batch, Layout
 from transformer.data.batching import (
     Dataset,
@@ -28,7 +28,7 @@ from transformer.data.batching import (
     make_plan,
     read_windows,
 )
-from transformer.data.corpora import SOURCES, SPLITS, Corpus
+from transformer.data.corpora import SOURCES, SPLITS, Corpus, is_text
 from transformer.data.vocabularies import VOCABULARIES, Vocabulary, make_vocabulary, vocabulary_identity
 from transformer.errors import DataError
 from transformer.platform import cache_root
@@ -96,6 +96,16 @@ def load(section: Data, cache_dir: str | os.PathLike | None = None, layout: Layo
     corpus = SOURCES.build(section.source, section)
     VOCABULARIES[section.vocabulary]  # raises for an unknown name before any text is read
     folder = Path(cache_dir) if cache_dir is not None else default_cache_dir()
+    if not isinstance(corpus, Corpus):
+        return generated.load(corpus, section, layout)
+    if not is_text(section):
+        return examples.load(corpus, section, layout, folder, vocabulary_identity(section))
+    if layout.pairs == "separate" or layout.labels:
+        wanted = "pairs of source and target" if layout.pairs == "separate" else "labels"
+        raise DataError(
+            f"data.source={section.source} is plain text, and this objective needs {wanted}; choose another source or "
+            "objective.kind."
+        )
     entry = folder / _key(corpus, section)
     dataset = _open_entry(entry) or _materialise(corpus, section, entry)
     dataset = dataclasses.replace(dataset, layout=layout, vocabulary=dataset.vocabulary.with_specials(layout.specials))

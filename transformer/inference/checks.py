@@ -101,3 +101,6 @@ def check_generate(subject: Subject) -> dict[str, Any]:
     started = time.perf_counter()
     generate(run.model, prompt, count, chosen, cache=cache, seed=run.config.seed + 1)
     return {**texts, "tokens_per_second": count / (time.perf_counter() - started)}
+
+
+from transformer.inference import translate  # noqa: E402, F401

@@ -78,11 +78,14 @@ def train(
             if finished.get("state") == "planned":  # a slip in the config claims no directory
                 (run.path / "config.json").unlink()
             raise
-        say(f"data: {dataset.description}; fingerprint {dataset.fingerprint}")
+        padding = f"; {dataset.pad_share:.0%} of the positions are padding" if dataset.pad_share else ""
+        say(f"data: {dataset.description}; fingerprint {dataset.fingerprint}{padding}")
         say(_bounds(dataset))
         checkpoints = Checkpoints(run.path / "checkpoints", config.train.keep_checkpoints, warn=say)
         stack.enter_context(contextlib.closing(checkpoints))
         state, progress = _start_or_resume(config, program, dataset, checkpoints)
+        if program.transfer is not None and not progress.step:
+            say(str(program.transfer))
         feed = dataset.feed(config.data, config.train.batch_size, data_seed(config))
         member = make_member(config, run, progress, dataset, name, arm, quiet, say)
         if progress.step:
@@ -242,12 +245,15 @@ def device_facts(config: Config) -> dict[str, Any]:
 
 def _bounds(dataset: Dataset) -> str:
     bounds = dataset.bounds("validation")
-    return "validation text: " + ", ".join(f"{name} entropy {nats:.3f} nats per token" for name, nats in bounds.items())
+    chance = dataset.chance("validation")
+    told = [f"{name} entropy {nats:.3f} nats per target" for name, nats in bounds.items()]
+    told += [] if chance is None else [f"accuracy by chance {chance:.3f}"]
+    return "validation data: " + ", ".join(told or ["answers are certain"])
 
 
 def _costs(program: Program, config: Config, state: TrainState) -> str:
     counts = accounting.parameters_by_component(state.params)
-    tokens = config.train.steps * config.train.batch_size * config.data.sequence_length
+    tokens = config.train.steps * config.train.batch_size * layout_of(config).positions
     flops = accounting.train_operations(program).products * tokens
     seconds = flops / estimate.achievable_flops_per_second()
     needed = memory.state_bytes(state) + memory.activation_bytes(config, program.vocab_size)

@@ -25,6 +25,7 @@ from transformer.schema import Config
 from transformer.training.objectives import OBJECTIVES, TINY, Objective, TokenLosses, layout_of
 from transformer.training.optimizer import Hyperparameters, Optimizer
 from transformer.training.sharding import make_placement
+from transformer.training.transfer import Transfer, start_from
 
 EVALUATION_SEED = 0  # of corruption in evaluation, whatever the run's seeds
 METRICS = ("loss", "learning_rate", "grad_norm", "param_norm")
@@ -82,6 +83,8 @@ class Program:
         read: Read | None = None,
     ):
         self.config, self.vocab_size = config, config.model.vocab_size or vocab_size
+        self.vocabulary = vocabulary
+        self.transfer: Transfer | None = None  # what the last `init` took from another run
         model = declare(config, vocab_size)
         self.structure, self.declared, self.declared_state = split(model)
         self.roles = roles(self.declared)
@@ -103,6 +106,8 @@ class Program:
         params = initialize(self.declared, self.config, seed)
         # Copies, because a step takes over the buffers it is given.
         model_state = jax.tree.map(jnp.array, nnx.to_pure_dict(self.declared_state))
+        if self.config.train.init_from:
+            params, model_state, self.transfer = start_from(self.config.train.init_from, self, params, model_state)
         state = TrainState(params, model_state, self.optimizer.init(params))
         return state if self.placement is None else self.placement.place(state)
 
@@ -235,7 +240,8 @@ class Program:
         losses = self._losses(self.model(state), batch, None, train=False)
         weights_BT = jnp.ones_like(losses.nll_BT) if losses.weights_BT is None else losses.weights_BT
         counts_BT = weights_BT > 0
-        stored_BT = jnp.asarray(self.bytes_per_token)[losses.targets_BT]
+        bytes_per_target = jnp.asarray(self.bytes_per_token) * self.objective.predicts_tokens
+        stored_BT = bytes_per_target[losses.targets_BT]
         padding, positions = batch.padding()
         return EvalSums(
             nll_T=(losses.nll_BT * weights_BT).sum(0),

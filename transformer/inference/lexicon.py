@@ -1,0 +1,60 @@
+"""A word-for-word dictionary learned from pairs of sentences: what a translation model must be better than."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+_WORD = re.compile(r"\w+|[^\w\s]")
+
+
+def words(text: str) -> list[str]:
+    """Lower-case words and punctuation marks."""
+    return _WORD.findall(text.lower())
+
+
+class Lexicon:
+    """IBM model 1 (Brown et al. 1993): t(target word | source word), by expectation maximisation; order is ignored.
+
+    Args:
+      pairs: (source, target) sentences.
+      iterations: of EM.
+    """
+
+    def __init__(self, pairs: Sequence[tuple[str, str]], iterations: int = 5):
+        source_ids: dict[str, int] = {}
+        target_ids: dict[str, int] = {}
+        f_chunks, e_chunks, place_chunks, places = [], [], [], 0
+        for source, target in pairs:
+            f = np.array([source_ids.setdefault(w, len(source_ids)) for w in words(source)], np.int64)
+            e = np.array([target_ids.setdefault(w, len(target_ids)) for w in words(target)], np.int64)
+            f_chunks.append(np.tile(f, len(e)))
+            e_chunks.append(np.repeat(e, len(f)))
+            place_chunks.append(np.repeat(places + np.arange(len(e)), len(f)))
+            places += len(e)
+        f_all, e_all, place = map(np.concatenate, (f_chunks, e_chunks, place_chunks))
+        codes, pair = np.unique(f_all * len(target_ids) + e_all, return_inverse=True)
+        f_of, e_of = codes // len(target_ids), codes % len(target_ids)
+        probability = np.ones(len(codes))
+        for _ in range(iterations):
+            share = probability[pair]
+            share /= np.bincount(place, share)[place]  # of each target word's count, over the source words beside it
+            counts = np.bincount(pair, share)
+            probability = counts / np.bincount(f_of, counts)[f_of]
+        names = list(target_ids)
+        order = np.lexsort((probability, f_of))  # the likeliest of each source word comes last and stays
+        self.best = dict(zip(f_of[order].tolist(), (names[i] for i in e_of[order]), strict=True))
+        self.source_ids = source_ids
+
+    def translate(self, text: str) -> str:
+        """Every word by its likeliest translation, in the same order; unknown words stay what they are."""
+        translated = [self.best.get(self.source_ids.get(word, -1), word) for word in words(text)]
+        return written(translated)
+
+
+def written(tokens: Iterable[str]) -> str:
+    """Words as a sentence: no space before punctuation, a capital letter in front."""
+    text = re.sub(r"\s+([^\w\s])", r"\1", " ".join(tokens))
+    return text[:1].upper() + text[1:]

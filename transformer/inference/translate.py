@@ -1,0 +1,105 @@
+"""Translations to read, and their BLEU beside that of a word-for-word lexicon."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from transformer.data.batch import Batch
+from transformer.data.batching import length_buckets, read_rows
+from transformer.errors import UserError
+from transformer.inference.checks import CHECKS, Subject
+from transformer.inference.generate import generate
+from transformer.inference.lexicon import Lexicon
+from transformer.training.run import LoadedRun
+
+SENTENCES = 1000  # sources that are translated
+SHOWN = 20
+BATCH = 64
+
+
+def translations(run: LoadedRun, rows: Batch) -> list[np.ndarray]:
+    """The greedy translation of every row's source, in the rows' order, without `eos`; at most as long as the targets a
+    run was trained on.
+
+    Args:
+      rows: with sources; batched by length.
+    """
+    bos, eos = run.vocabulary.special("bos"), run.vocabulary.special("eos")
+    segments_NS = np.asarray(rows.source_segments_BS)
+    found: list[np.ndarray] = [np.zeros(0, np.int32)] * rows.rows
+    for picked, width in length_buckets((segments_NS != 0).sum(1), BATCH, segments_NS.shape[1]):
+        full = np.resize(picked, BATCH)  # one shape per width: the last batch repeats rows
+        batch = read_rows(rows, jnp.asarray(full))
+        made = generate(
+            run.model,
+            np.full((BATCH, 1), bos),
+            run.config.data.sequence_length,
+            stop_tokens=(eos,),
+            source_BS=np.asarray(batch.source_BS)[:, :width],
+            source_segments_BS=np.asarray(batch.source_segments_BS)[:, :width],
+        )
+        for row, new in zip(picked, made.new, strict=False):
+            found[row] = new[new != eos]
+    return found
+
+
+def bleu(hypotheses: list[str], references: list[list[str]]) -> tuple[float, str]:
+    """(BLEU, sacrebleu's signature); a sentence may have any number of references (Papineni et al. 2002; Post 2018).
+
+    Raises:
+      UserError: sacrebleu is not installed.
+    """
+    try:
+        from sacrebleu.metrics import BLEU
+    except ImportError as error:
+        raise UserError("--checks=translate needs the package sacrebleu; install the extra [translate].") from error
+    most = max(map(len, references))
+    streams = [[r[i] if i < len(r) else None for r in references] for i in range(most)]
+    metric = BLEU()
+    return float(metric.corpus_score(hypotheses, streams).score), str(metric.get_signature())
+
+
+def sentences(run: LoadedRun, rows: Batch) -> list[tuple[str, str]]:
+    """(source, target) of every row as text."""
+    decode = run.vocabulary.decode
+    pairs = zip(np.asarray(rows.source_BS), np.asarray(rows.tokens_BL), strict=True)
+    return [(decode(source), decode(target)) for source, target in pairs]
+
+
+@CHECKS.register("translate")
+def check_translate(subject: Subject) -> dict[str, Any]:
+    """BLEU of greedy translations and of a word-for-word lexicon, with a page of both to read."""
+    run, rows = subject.run, subject.dataset.splits[subject.split]
+    if not isinstance(rows, Batch) or rows.source_BS is None:
+        raise UserError("--checks=translate needs a run on pairs: an encoder-decoder with objective.kind=seq2seq.")
+    if run.config.data.packing != "none":
+        raise UserError("--checks=translate needs one pair per row: data.packing=none.")
+    references: dict[str, list[str]] = {}
+    first: list[int] = []
+    for number, (source, target) in enumerate(sentences(run, rows)):
+        if source not in references:
+            first.append(number)
+        references.setdefault(source, []).append(target)
+    rng = np.random.default_rng(0)
+    chosen = np.sort(rng.permutation(first)[:SENTENCES])
+    picked = rows.take(chosen)
+    sources = [source for source, _ in sentences(run, picked)]
+    wanted = [references[source] for source in sources]
+    ours = [run.vocabulary.decode(tokens) for tokens in translations(run, picked)]
+    lexicon = Lexicon(sentences(run, subject.dataset.splits["train"]))
+    word_for_word = [lexicon.translate(source) for source in sources]
+    score, signature = bleu(ours, wanted)
+    page = "\n\n".join(
+        f"source     {sources[i]}\nreference  {wanted[i][0]}\nmodel      {ours[i]}\nlexicon    {word_for_word[i]}"
+        for i in rng.permutation(len(sources))[:SHOWN]
+    )
+    return {
+        "bleu": score,
+        "lexicon_bleu": bleu(word_for_word, wanted)[0],
+        "sentences": len(sources),
+        "signature": signature,
+        "translations": page,
+    }
