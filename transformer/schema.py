@@ -66,6 +66,7 @@ class Attention(Section):
     soft_cap: float = field(0.0, "bound on scores, soft_cap * tanh(score / soft_cap); 0: none")
     weights: str = choice("softmax", "transformer.model.attention_weights:WEIGHTS", "how scores become weights")
     sinks: str = choice("none", "transformer.model.attention_weights:SINKS", "where weight goes beside the keys")
+    memory: str = choice("none", "transformer.model.attention_memory:MEMORIES", "rows beside those of the tokens")
     mask: str = choice("auto", "transformer.model.masks:MASKS", "which keys a query may see")
     window: int = field(0, "keys a query sees, counting back from itself; 0: all")
     tie: str = choice("none", "transformer.model.attention_parts:TIES", "which projections share one matrix")

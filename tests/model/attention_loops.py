@@ -47,20 +47,30 @@ def attend(params: dict[str, np.ndarray], config: Config, x: np.ndarray, causal:
             for t in range(T):
                 seen = [s for s in range(T if not causal else t + 1) if not a.window or t - s < a.window]
                 scores = np.zeros(len(seen))
+                scale = {"inv_sqrt": K**-0.5, "inv": 1 / K, "none": 1.0, "none_matched": 1.0, "learned": K**-0.5}[
+                    a.scale
+                ]
+                scale = scale * p["scale.gain"][h] if a.scale == "learned" else scale
+                query = q[b, t, h * K : (h + 1) * K] if scored else np.zeros(K)
+                if a.qk_norm == "rms":
+                    query = normed(query) * p["query_norm.gain"][h * K : (h + 1) * K]
+                elif a.qk_norm == "l2":
+                    query = normed(query) * p["query_norm.gain"][h]
                 for i, s in enumerate(seen if scored else ()):
-                    query, key = q[b, t, h * K : (h + 1) * K], k[b, s, g * K : (g + 1) * K]
+                    key = k[b, s, g * K : (g + 1) * K]
                     if a.qk_norm == "rms":
-                        query = normed(query) * p["query_norm.gain"][h * K : (h + 1) * K]
                         key = normed(key) * p["key_norm.gain"][g * K : (g + 1) * K]
                     elif a.qk_norm == "l2":
-                        query, key = normed(query) * p["query_norm.gain"][h], normed(key)
-                    scale = {"inv_sqrt": K**-0.5, "inv": 1 / K, "none": 1.0, "none_matched": 1.0, "learned": K**-0.5}
-                    scores[i] = query @ key * scale[a.scale]
-                    if a.scale == "learned":
-                        scores[i] *= p["scale.gain"][h]
+                        key = normed(key)
+                    scores[i] = query @ key * scale
                     if a.soft_cap:
                         scores[i] = a.soft_cap * np.tanh(scores[i] / a.soft_cap)
-                heads[b, t, h * U : (h + 1) * U] = weigh(a, p, h, t, np.array(seen), scores) @ value[seen]
+                values = value[seen]
+                if a.memory == "persistent":
+                    rows = p["memory.key"][:, g * K : (g + 1) * K], p["memory.value"][:, g * U : (g + 1) * U]
+                    scores = np.append(scores, rows[0] @ query * scale)
+                    values = np.concatenate([values, rows[1]])
+                heads[b, t, h * U : (h + 1) * U] = weigh(a, p, h, t, np.array(seen), scores) @ values
 
     if a.gate == "sigmoid":
         heads = heads / (1 + np.exp(-linear("gate", x)))

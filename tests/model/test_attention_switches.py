@@ -323,3 +323,52 @@ def test_refused(overrides, message):
 def test_what_a_back_end_is_given_is_documented():
     for item in dataclasses.fields(AttentionCall):
         assert item.name in AttentionCall.__doc__
+
+
+# --- Rows beside the tokens --------------------------------------------------------------------------------------
+
+PERSISTENT = {A + "memory": "persistent", A + "persistent_rows": 3}
+
+
+def test_persistent_rows_are_seen_by_every_query_and_share_one_softmax():
+    weights = tapped(PERSISTENT, "weights")
+    assert weights.shape == (2, 2, LENGTH, LENGTH + 3)
+    np.testing.assert_allclose(weights.sum(-1), 1.0, atol=1e-6)
+    assert np.all(weights[..., LENGTH:] > 0)
+    assert np.all(weights[..., :LENGTH][..., np.triu(np.ones((LENGTH, LENGTH), bool), k=1)] == 0)
+
+
+@pytest.mark.parametrize("overrides", [{}, {A + "window": 2}, {"model.position.kind": "alibi"}], ids=label)
+def test_persistent_rows_have_no_position(overrides):
+    """Their scores are the plain products of the queries, whatever windows and position biases do to tokens."""
+    scores, seen = {}, {}
+    for name in ("weights", "query"):
+        seen[name] = tapped({**PERSISTENT, **overrides}, name)
+    rows = initial(tiny({**PERSISTENT, **overrides}))["blocks.0.attention.branch.memory.key"].reshape(3, 2, 8)
+    products = np.einsum("bhtk,nhk->bhtn", seen["query"], rows) / math.sqrt(8)
+    log_weights = np.log(seen["weights"][..., LENGTH:])
+    scores = log_weights - log_weights[..., :1]
+    np.testing.assert_allclose(scores, products - products[..., :1], atol=1e-4)
+
+
+def test_persistent_rows_with_no_weight_change_nothing():
+    model = build(tiny(PERSISTENT))
+    far = {}
+    for layer in range(2):
+        far[f"blocks.{layer}.attention.weights"] = lambda w: (
+            w.at[..., LENGTH:].set(0.0) / w[..., :LENGTH].sum(-1, keepdims=True)
+        )
+    np.testing.assert_allclose(replace(model, **far)(tokens()), logits(tiny()), atol=1e-5)
+    assert not np.allclose(model(tokens()), logits(tiny()), atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({A + "weights": "sigmoid"}, "use weights=softmax"),
+        ({A + "persistent_rows": 0}, "has no row"),
+    ],
+)
+def test_persistent_rows_refuse_what_they_do_not_go_with(overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        tiny({**PERSISTENT, **overrides})

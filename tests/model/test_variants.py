@@ -254,6 +254,7 @@ def attention_parameters(m: Model) -> int:
     total += a.bias * sum(width for _, width in present.values())
     if a.output_projection == "block_diagonal":  # one of num_heads diagonal blocks is left of each row
         total -= math.prod(present["output"]) * (a.num_heads - 1) // a.num_heads
+    total += kv_heads * (query_width + value_width) * a.persistent_rows * (a.memory == "persistent")
     total += {"none": 0, "rms": (a.num_heads + kv_heads) * query_width, "l2": a.num_heads}[a.qk_norm]
     return total + a.num_heads * ((a.scale == "learned") + (a.sinks == "learned") + 3 * (a.weights == "shaped"))
 

@@ -12,6 +12,7 @@ import jax
 from flax import nnx
 
 from transformer.model.attention_backends import BACKENDS, AttentionCall
+from transformer.model.attention_memory import MEMORIES
 from transformer.model.attention_parts import (
     GATES,
     OUTPUT_PROJECTIONS,
@@ -36,6 +37,7 @@ class Attention(nnx.Module):
         self.head_dim, self.value_dim = shape.head_dim, shape.value_dim
         self.scale = SCALES.build(attention.scale, shape)
         self.weights = WEIGHTS.build(attention.weights, attention)
+        self.memory = MEMORIES.build(attention.memory, attention, shape)
         self.soft_cap, self.window = attention.soft_cap, attention.window
         self.backend, self.dropout_rate = attention.backend, model.dropout
 
@@ -89,6 +91,7 @@ class Attention(nnx.Module):
             dropout_rate=self.dropout_rate,
             context=context,
             name=self.name,
+            memory=self.memory,
         )
         o_BHTU = context.position.unrotate_output(BACKENDS.build(self.backend, call), context.positions_BT)
         o_BHTU = context.tap(f"{self.name}.heads", o_BHTU)

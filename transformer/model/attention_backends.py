@@ -11,6 +11,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from transformer.model.attention_memory import PersistentMemory
 from transformer.model.attention_weights import Sight, WeightRule
 from transformer.model.context import Context
 from transformer.model.masks import Mask
@@ -35,6 +36,7 @@ class AttentionCall:
       dropout_rate: on the weights, where `context` has a dropout key.
       context: gives `position.bias`, `tap` and `dropout`.
       name: prefix of taps and random keys, `attention` or `cross_attention`.
+      memory: rows that every query sees beside those of the tokens, or None.
     """
 
     query_BHTK: jax.Array | None
@@ -49,6 +51,7 @@ class AttentionCall:
     dropout_rate: float
     context: Context
     name: str = "attention"
+    memory: PersistentMemory | None = None
 
 
 @BACKENDS.register("reference")
@@ -57,6 +60,8 @@ def reference_attention(call: AttentionCall) -> jax.Array:
     context, value_BHSU = call.context, for_every_head(call.value_BGSU, call.num_heads)
     allowed_B1TS = call.mask.dense(call.query_positions_BT, call.key_positions_BS)
     scores_BHTS = scores(call, allowed_B1TS)
+    if call.memory is not None and call.query_BHTK is not None:
+        scores_BHTS, value_BHSU = call.memory.beside(call.query_BHTK, scores_BHTS, value_BHSU)
     weights_BHTS = call.weights(scores_BHTS, Sight(allowed_B1TS, call.query_positions_BT, call.key_positions_BS))
     weights_BHTS = context.tap(f"{call.name}.weights", weights_BHTS)
     weights_BHTS = context.dropout(f"{call.name}.weights", weights_BHTS, call.dropout_rate)
