@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from jax.extend.core import Literal
 
+from transformer.errors import UserError
 from transformer.model.attention_parts import head_shape
 from transformer.model.feedforward import hidden_width
 from transformer.model.layer_pattern import layer_kinds
@@ -103,6 +104,8 @@ def cache_bytes(program: Program, tokens: int = 0, batch: int = 1) -> int:
       UserError: this model cannot decode with a cache.
     """
     model: Any = program.model(program.abstract_state)
+    if not hasattr(model, "empty_cache"):
+        raise UserError(f"model.family={program.config.model.family} reads whole texts: it decodes without a cache.")
     capacity = tokens or program.config.data.sequence_length
     return state_bytes(jax.eval_shape(lambda: model.empty_cache(batch, capacity)))
 
