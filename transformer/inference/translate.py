@@ -57,7 +57,7 @@ def bleu(hypotheses: list[str], references: list[list[str]]) -> tuple[float, str
     except ImportError as error:
         raise UserError("--checks=translate needs the package sacrebleu; install the extra [translate].") from error
     most = max(map(len, references))
-    streams = [[r[i] if i < len(r) else None for r in references] for i in range(most)]
+    streams: Any = [[r[i] if i < len(r) else None for r in references] for i in range(most)]
     metric = BLEU()
     return float(metric.corpus_score(hypotheses, streams).score), str(metric.get_signature())
 
