@@ -1,9 +1,10 @@
-"""The quickstart notebook runs from top to bottom, away from the repository, and is stored without outputs."""
+"""The notebooks run from top to bottom, away from the repository, and are stored without outputs."""
 
 from __future__ import annotations
 
 import io
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOK = ROOT / "notebooks" / "quickstart.ipynb"
+LOOK_INSIDE = ROOT / "notebooks" / "look_inside.ipynb"
 
 
 @pytest.fixture(scope="module")
@@ -32,10 +34,8 @@ def outputs(notebook: nbformat.NotebookNode, name: str) -> str:
     return json.dumps(found)
 
 
-@pytest.fixture(scope="module")
-def executed(stored, tmp_path_factory):
-    """(the notebook with outputs, the folder it ran in)."""
-    folder = tmp_path_factory.mktemp("notebook")
+def execute(stored: nbformat.NotebookNode, folder: Path) -> nbformat.NotebookNode:
+    """The notebook with outputs, run in a folder."""
     kernel = folder / "jupyter" / "kernels" / "this"
     kernel.mkdir(parents=True)
     start = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
@@ -48,12 +48,21 @@ def executed(stored, tmp_path_factory):
         client = nbclient.NotebookClient(
             nbformat.from_dict(stored), kernel_name="this", timeout=240, resources={"metadata": {"path": str(folder)}}
         )
-        return client.execute(), folder
+        return client.execute()
 
 
-def test_it_is_stored_without_outputs(stored):
-    nbformat.validate(stored)
-    for cell in stored.cells:
+@pytest.fixture(scope="module")
+def executed(stored, tmp_path_factory):
+    """(the notebook with outputs, the folder it ran in)."""
+    folder = tmp_path_factory.mktemp("notebook")
+    return execute(stored, folder), folder
+
+
+@pytest.mark.parametrize("path", [NOTEBOOK, LOOK_INSIDE], ids=lambda path: path.stem)
+def test_it_is_stored_without_outputs(path):
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    for cell in notebook.cells:
         assert len(cell.source.splitlines()) <= 30
         if cell.cell_type == "code":
             assert cell.outputs == []
@@ -79,6 +88,28 @@ def test_it_shows_what_it_promises(executed):
         losses = [row["loss"] for row in read_rows(run, "validation")]
         assert losses[-1] < losses[0]
         assert f"{losses[-1]:.10f}"[:10] in outputs(notebook, "curves")
+
+
+def test_both_set_up_in_the_same_way(stored):
+    assert source(stored, "setup") == source(nbformat.read(LOOK_INSIDE, as_version=4), "setup")
+
+
+def test_a_look_inside_shows_what_it_promises(tmp_path):
+    notebook = execute(nbformat.read(LOOK_INSIDE, as_version=4), tmp_path)
+    for cell in ("maps", "lens", "heads", "patch"):
+        assert "vega-lite" in outputs(notebook, cell)
+
+    def rows(cell: str) -> list[dict]:
+        output = next(o for c in notebook.cells if c.id == cell for o in c.outputs if o.output_type == "execute_result")
+        return json.loads(re.search(r'"values": (\[.*?\])', output.data["text/html"]).group(1))
+
+    answers = [row["right"] for row in rows("lens") if row["position"] >= 17 and row["read"] == "after block 1"]
+    assert min(answers) > 0.9 > max(row["right"] for row in rows("lens") if row["read"] == "embedding")
+    assert max(row["cost"] for row in rows("heads")) > 0.1
+    moved = {(row["row"], row["column"]): row["value"] for row in rows("patch")}
+    assert moved[0, 6] == pytest.approx(1, abs=1e-3) and moved[2, 17] == pytest.approx(1, abs=1e-3)
+    assert abs(moved[0, 3]) < 0.5
+    assert "True" in outputs(notebook, "cost")
 
 
 def test_it_draws_without_altair(stored, monkeypatch):

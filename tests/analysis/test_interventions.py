@@ -78,6 +78,14 @@ def test_a_mean_over_equal_rows_costs_nothing(model):
     assert np.all(np.abs(head_costs(model, WINDOW, how=mean)) > 1e-6)
 
 
+def test_only_the_tokens_that_count_are_counted(model):
+    late = np.zeros(WINDOW.shape, np.float32)
+    late[:, LENGTH - 1 :] = 1.0
+    blind = {"no embedding early": {"embedding": within(zero, axis=1, index=LENGTH - 1)}}
+    everywhere, last = costs(model, WINDOW, blind), costs(model, WINDOW, blind, late)
+    assert everywhere["no embedding early"] * LENGTH == pytest.approx(2 * last["no embedding early"], rel=1e-4)
+
+
 def test_an_unknown_tap_is_named(model):
     with pytest.raises(KeyError, match=r"blocks\.7\.residual"):
         costs(model, WINDOW, {"x": {"blocks.7.residual": zero}})

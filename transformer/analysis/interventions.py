@@ -66,19 +66,25 @@ def within(edit: Edit, axis: int, index: int) -> Edit:
     return edit_slice
 
 
-def next_token_loss(model: Callable[[jax.Array], jax.Array], tokens: jax.Array) -> jax.Array:
-    """Mean nats per token of windows [B, T + 1]."""
+def next_token_loss(
+    model: Callable[[jax.Array], jax.Array], tokens: jax.Array, weights: jax.Array | None = None
+) -> jax.Array:
+    """Mean nats per token of windows [B, T + 1]; with weights of the same shape, of the tokens that they count."""
     log_p = jax.nn.log_softmax(model(tokens[:, :-1]).astype(jnp.float32))
-    return -jnp.take_along_axis(log_p, tokens[:, 1:, None], axis=-1).mean()
+    nll_BT = -jnp.take_along_axis(log_p, tokens[:, 1:, None], axis=-1)[..., 0]
+    return jnp.average(nll_BT, weights=None if weights is None else weights[:, 1:])
 
 
-def costs(model: Any, tokens: jax.Array, knock_outs: Mapping[str, Mapping[str, Edit]]) -> dict[str, float]:
+def costs(
+    model: Any, tokens: jax.Array, knock_outs: Mapping[str, Mapping[str, Edit]], weights: jax.Array | None = None
+) -> dict[str, float]:
     """How much the loss rises under each of several knock-outs.
 
     Args:
       model: a causal model.
       tokens: windows [B, T + 1].
       knock_outs: name of the knock-out -> {tap: edit}.
+      weights: how much each token counts as a target, [B, T + 1]; None: all alike.
 
     Returns:
       Name -> loss with it less the loss without, nats per token.
@@ -87,14 +93,18 @@ def costs(model: Any, tokens: jax.Array, knock_outs: Mapping[str, Mapping[str, E
       KeyError: a tap the model does not have.
     """
     tokens = jnp.asarray(tokens)
-    intact = next_token_loss(model, tokens)
+    intact = next_token_loss(model, tokens, weights)
     return {
-        name: float(next_token_loss(replace(model, **edits), tokens) - intact) for name, edits in knock_outs.items()
+        name: float(next_token_loss(replace(model, **edits), tokens, weights) - intact)
+        for name, edits in knock_outs.items()
     }
 
 
 def head_costs(
-    model: Any, tokens: jax.Array, how: Callable[[jax.Array], Edit] = lambda reference: zero
+    model: Any,
+    tokens: jax.Array,
+    how: Callable[[jax.Array], Edit] = lambda reference: zero,
+    weights: jax.Array | None = None,
 ) -> list[list[float]]:
     """How much the loss rises without each attention head (Michel et al. 2019): [layer][head], nats per token.
 
@@ -102,6 +112,7 @@ def head_costs(
       model: a causal model.
       tokens: windows [B, T + 1].
       how: makes the edit from what the tap held on these tokens, such as `mean`; by default zero.
+      weights: as in `costs`.
     """
     _, seen = capture(model)(jnp.asarray(tokens)[:, :-1])
     taps = [name for name in seen if name.endswith(".attention.heads")]
@@ -113,5 +124,6 @@ def head_costs(
             for tap in taps
             for head in range(seen[tap].shape[1])
         },
+        weights,
     )
     return [[found[f"{tap}/{head}"] for head in range(seen[tap].shape[1])] for tap in taps]
