@@ -23,6 +23,7 @@ FOLDER = Path(__file__).parent
 ON_CPU: dict[str, list[str]] = {
     "train_step": ["--compile"],
     "arm": [],
+    "attention_memory": [],
     "population": [],
 }
 HEAD = """# Results

@@ -102,7 +102,8 @@ def check_formula(backend: str, dtype: str, tolerance: float, divisor=math.sqrt)
 class TestReferenceFormula:
     claim = "attn_reference_formula"
 
-    @pytest.mark.parametrize("backend", BACKENDS)
+    # `fused` computes in float32 and for equal widths only: tests/model/test_attention_backends.py.
+    @pytest.mark.parametrize("backend", ["reference", "flash"])
     @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("float64", 1e-12), ("bfloat16", 0.05)])
     def test_holds(self, backend, dtype, tolerance):
         check_formula(backend, dtype, tolerance)

@@ -18,7 +18,6 @@ from transformer.config import schema
 from transformer.errors import ConfigError
 from transformer.model import declare
 from transformer.model.attention import Attention
-from transformer.model.attention_backends import BACKENDS
 from transformer.model.attention_parts import SCALES, head_shape
 from transformer.model.context import Context
 from transformer.model.masks import Mask
@@ -78,11 +77,10 @@ PLAIN = [
 SWITCHES = [o for o in one_switch(FIELD) if FIELD + "mask" not in o and FIELD + "backend" not in o]
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("overrides", [*PLAIN, *SWITCHES], ids=label)
-def test_against_loops(overrides, causal, backend):
-    check_against_loops({**overrides, FIELD + "backend": backend}, causal)
+def test_against_loops(overrides, causal):
+    check_against_loops(overrides, causal)
 
 
 def combinations(each: int) -> list[dict[str, Any]]:

@@ -70,8 +70,10 @@ ALIASES = {
     ("model.ffn.match", "params"): "an ungated network has its own size anyway",
     ("model.ffn.match", "flops"): "an ungated network has its own size anyway",
 }
-# Choices no model is built from: the objective is compared below, precision and dtypes in test_step.py.
-CHOICES = [o for o in one_switch("model.", "optimizer.", "numerics.") if "numerics.matmul_precision" not in o]
+# Choices that change no model: the objective is compared below, precision and dtypes in test_step.py, and back-ends,
+# which are ways to the same numbers, in test_attention_backends.py.
+SAME_MODEL = {"numerics.matmul_precision", "model.attention.backend"}
+CHOICES = [o for o in one_switch("model.", "optimizer.", "numerics.") if not SAME_MODEL & o.keys()]
 
 
 @pytest.mark.parametrize("overrides", CHOICES, ids=label)

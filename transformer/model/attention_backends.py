@@ -12,10 +12,12 @@ import jax
 import jax.numpy as jnp
 
 from transformer.model.attention_memory import PersistentMemory
+from transformer.model.attention_parts import head_shape
 from transformer.model.attention_weights import Sight, WeightRule
 from transformer.model.context import Context
 from transformer.model.masks import Mask
 from transformer.registry import Registry
+from transformer.schema import Config
 
 BACKENDS = Registry("model.attention.backend")
 
@@ -60,6 +62,7 @@ def reference_attention(call: AttentionCall) -> jax.Array:
     context, value_BHSU = call.context, for_every_head(call.value_BGSU, call.num_heads)
     allowed_B1TS = call.mask.dense(call.query_positions_BT, call.key_positions_BS)
     scores_BHTS = scores(call, allowed_B1TS)
+    scores_BHTS = context.tap(f"{call.name}.scores", scores_BHTS) if call.weights.uses_scores else scores_BHTS
     if call.memory is not None and call.query_BHTK is not None:
         scores_BHTS, value_BHSU = call.memory.beside(call.query_BHTK, scores_BHTS, value_BHSU)
     weights_BHTS = call.weights(scores_BHTS, Sight(allowed_B1TS, call.query_positions_BT, call.key_positions_BS))
@@ -70,7 +73,6 @@ def reference_attention(call: AttentionCall) -> jax.Array:
 
 def scores(call: AttentionCall, allowed_B1TS: jax.Array | None) -> jax.Array:
     """Capped, biased and masked query-key products [B, H, T, S], in float32 at least."""
-    context = call.context
     if call.query_BHTK is None or call.key_BGSK is None:
         B, _, S, _ = call.value_BGSU.shape
         return jnp.zeros((B, call.num_heads, call.query_positions_BT.shape[1], S), jnp.float32)
@@ -79,15 +81,46 @@ def scores(call: AttentionCall, allowed_B1TS: jax.Array | None) -> jax.Array:
     scores_BHTS = scores_BHTS.astype(jnp.promote_types(scores_BHTS.dtype, jnp.float32))
     if call.soft_cap:
         scores_BHTS = call.soft_cap * jnp.tanh(scores_BHTS / call.soft_cap)
-    bias = context.position.bias(call.query_positions_BT, call.key_positions_BS)
+    bias = call.context.position.bias(call.query_positions_BT, call.key_positions_BS)
     scores_BHTS = scores_BHTS if bias is None else scores_BHTS + bias
     if allowed_B1TS is not None:
         # Finite, so that a query that sees no key gets uniform weights instead of NaN.
         scores_BHTS = jnp.where(allowed_B1TS, scores_BHTS, jnp.finfo(scores_BHTS.dtype).min)
-    return context.tap(f"{call.name}.scores", scores_BHTS)
+    return scores_BHTS
 
 
 def for_every_head(x_BGSE: jax.Array, num_heads: int) -> jax.Array:
     """Repeats each key-value head for the query heads that share it: [B, H, S, E]."""
     groups = x_BGSE.shape[1]
     return x_BGSE if groups == num_heads else jnp.repeat(x_BGSE, num_heads // groups, axis=1)
+
+
+def _plain_softmax(config: Config) -> str | None:
+    attention = config.model.attention
+    for name, only in {"weights": "softmax", "sinks": "none", "soft_cap": 0.0}.items():
+        if (value := getattr(attention, name)) != only:
+            return f"knows {name}={only} only, but {name}={value}; use backend=flash or reference."
+    shape = head_shape(config.model)
+    if shape.value_dim != shape.head_dim:
+        return f"needs value_dim={shape.value_dim} to be head_dim={shape.head_dim}; use backend=flash or reference."
+    if config.model.dropout:
+        return (
+            f"keeps no weights to drop, but model.dropout={config.model.dropout}; use backend=reference or dropout=0."
+        )
+    return None
+
+
+@BACKENDS.register("fused", traits=("no_weights",), check=_plain_softmax)
+def fused_attention(call: AttentionCall) -> jax.Array:
+    """`jax.nn.dot_product_attention`: the platform's own kernel where there is one."""
+    query_BTHK, key_BSGK, value_BSGU = (
+        jnp.swapaxes(x, 1, 2) for x in (call.query_BHTK, call.key_BGSK, call.value_BGSU) if x is not None
+    )
+    bias = call.context.position.bias(call.query_positions_BT, call.key_positions_BS)
+    allowed = call.mask.dense(call.query_positions_BT, call.key_positions_BS)
+    o_BTHU = jax.nn.dot_product_attention(query_BTHK, key_BSGK, value_BSGU, bias=bias, mask=allowed, scale=1.0)
+    return jnp.swapaxes(o_BTHU, 1, 2)
+
+
+# At the end, because it registers a further entry with what is defined above.
+from transformer.model import flash_attention  # noqa: E402, F401
