@@ -129,7 +129,8 @@ def unknown_field(path: str) -> ConfigError:
 def stack_config(config: Config, stack: str) -> Config:
     """The config of one stack of an encoder-decoder: `model.<stack>.*` laid over `model`.
 
-    The encoder's is that of the encoder family. Parameters of a kind that this stack does not use are dropped.
+    The encoder's is that of the encoder family, and its texts are as long as sources are. Parameters of a kind that
+    this stack does not use are dropped.
 
     Raises:
       ConfigError: an impossible combination within the stack.
@@ -141,6 +142,7 @@ def stack_config(config: Config, stack: str) -> Config:
     }
     if stack == "encoder":
         values["model.family"] = "encoder"
+        values["data.sequence_length"] = flat["data.source_length"] or flat["data.sequence_length"]
         values = {path: v for path, v in values.items() if not path.startswith("model.residual.cross_attention.")}
     try:
         built = _build(Config, "", {**values, **overrides}, inherited=values.keys() - overrides.keys())

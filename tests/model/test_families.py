@@ -155,6 +155,12 @@ def test_parameters_of_a_kind_the_stack_does_not_use_are_dropped():
     assert stack_config(config, "encoder").model.position.kind == "learned"
 
 
+def test_a_table_of_positions_is_as_long_as_the_sources():
+    learned = {**ENCODER_DECODER, "model.position.kind": "learned"}
+    rows = [declared(tiny({**learned, "data.source_length": n}))["encoder.position.table"][0][0] for n in (0, 5)]
+    assert rows == [LENGTH, 5] and declared(tiny(learned))["position.table"][0][0] == LENGTH
+
+
 def test_overrides_survive_the_round_trip_and_are_part_of_the_identity():
     config = tiny(OVERRIDES)
     assert resolve(to_dict(config)) == config and replace(config, {}) == config
