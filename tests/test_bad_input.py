@@ -74,7 +74,11 @@ FIELDS = {
         "model.attention.head_dim",
     ),
     "odd heads cannot be rotated": (("model.attention.head_dim=5",), "model.position.kind=rope", "5 is odd"),
-    "a field nobody reads": (("data.path=a.txt",), "data.path='a.txt' has no effect", "data.source=text"),
+    "a field nobody reads": (
+        ("data.path=a.txt",),
+        "data.path='a.txt' has no effect",
+        "data.source=labelled or pairs or text",
+    ),
     "a source without its path": (("data.source=text",), "data.source=text", "data.path"),
     "too few positions": (
         ("model.position.kind=learned", "model.position.max_length=5"),

@@ -159,6 +159,7 @@ def execute(command: str, folder: Path) -> str:
     return done.stdout
 
 
+@pytest.mark.timeout(900)  # some twenty commands, each a process of its own
 def test_readme_runs_from_top_to_bottom(clone, monkeypatch):
     shown = commands(README)
     assert shown[0] == "make demo" and "make test" in shown

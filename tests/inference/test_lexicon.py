@@ -15,7 +15,7 @@ def pairs() -> list[tuple[str, str]]:
     for animal in ("chat", "chien"):
         for colour in ("noir", "petit"):
             made.append((f"Le {animal} {colour}.", f"The {WORDS[colour]} {WORDS[animal]}."))
-        made.append((f"Le {animal}.", f"The {WORDS[animal]}."))
+        made.append((f"Le {animal}", f"The {WORDS[animal]}"))  # without a full stop, which is beside every other word
     return made
 
 

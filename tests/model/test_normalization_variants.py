@@ -265,7 +265,7 @@ def test_shift_noise():
 
 def test_shift_noise_differs_from_step_to_step():
     made = program(**{"model.norm.kind": "layernorm", "model.norm.shift_noise": 0.5})
-    hyper, window = made.hyperparameters(made.config), tokens(BATCH, LENGTH + 1)
+    hyper, window = made.hyperparameters(made.config), Batch(tokens(BATCH, LENGTH + 1))
     step = jax.jit(made.train_step)
     losses = [float(step(made.init(0), window, jnp.int32(s), hyper)[1]["loss"]) for s in (0, 0, 1)]
     assert losses[0] == losses[1] != losses[2]

@@ -51,7 +51,7 @@ def optimizer(overrides: dict | None = None) -> Optimizer:
 
 
 def hyper(rate: float = RATE, decay: float = DECAY) -> Hyperparameters:
-    return Hyperparameters(jnp.float32(rate), jnp.float32(decay), jnp.uint32(0))
+    return Hyperparameters(jnp.float32(rate), jnp.float32(decay), jnp.uint32(0), jnp.uint32(0))
 
 
 # --- Which parameters decay --------------------------------------------------------------------------------------
