@@ -5,6 +5,8 @@ A check is a test class with
 * `claim = "<id>"`, the claim it decides; by it the class is found;
 * `test_holds`, which proves the claim, or `test_refuted`, which shows the counter-example its docstring states;
 * `test_sabotage`, which breaks the mechanism on purpose and sees the property fail.
+
+Any of them may be several, told apart by what follows (`test_holds_after_training`): then all of them count.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from transformer.training.jsonfiles import read_json, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 STORED = "checks.json"
+PARTS = ("test_refuted", "test_holds", "test_sabotage")
 RAN = (0, 1, 5)  # exit codes of pytest: all passed, some failed, nothing collected
 
 
@@ -179,7 +182,8 @@ def _read(report: Path, check: str) -> ExactCheck | None:
     for case in ElementTree.parse(report).getroot().iter("testcase"):
         if case.get("classname") != owner:
             continue
-        found = problems.setdefault(str(case.get("name")).partition("[")[0], {})
+        name = str(case.get("name")).partition("[")[0]
+        found = problems.setdefault(next((part for part in PARTS if name.startswith(part)), name), {})
         for child in case:
             if child.tag in ("failure", "error", "skipped"):
                 found.setdefault(child.tag, str(child.get("message") or child.tag))
@@ -206,7 +210,7 @@ def _counterexample(check: str) -> str:
     for node in ast.parse((ROOT / file).read_text(encoding="utf-8")).body:
         if isinstance(node, ast.ClassDef) and node.name == name:
             for test in node.body:
-                if isinstance(test, ast.FunctionDef) and test.name == "test_refuted" and ast.get_docstring(test):
+                if isinstance(test, ast.FunctionDef) and test.name.startswith(PARTS[0]) and ast.get_docstring(test):
                     return " ".join(str(ast.get_docstring(test)).split())
     return "shown by test_refuted"
 

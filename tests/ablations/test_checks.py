@@ -33,6 +33,11 @@ class TestRefuted:
     def test_refuted(self): """Even numbers are not odd."""
     def test_sabotage(self): pass
 
+class TestSeveral:
+    def test_holds_here(self): pass
+    def test_holds_there(self): assert False, "not there"
+    def test_sabotage_of_one(self): pass
+
 class TestRefutationFails:
     def test_refuted(self): assert False
     def test_sabotage(self): pass
@@ -102,6 +107,11 @@ def test_a_property_that_fails_leaves_its_counterexample(ran):
     result = ran[0]["TestBroken"]
     assert not result.passed and result.sabotage_caught
     assert "the second <one> leaks" in result.counterexample and "\n" not in result.counterexample
+
+
+def test_every_part_of_a_property_counts(ran):
+    result = ran[0]["TestSeveral"]
+    assert (result.passed, result.sabotage_caught) == (False, True) and "not there" in result.counterexample
 
 
 def test_a_refutation_that_passes_is_the_counterexample(ran):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 
 import pytest
@@ -64,3 +65,13 @@ def test_what_is_discovered_names_claims_that_exist():
     assert all(len(deciding) == len(set(deciding)) for deciding in found.values())
     assert found["allreduce_volume"][-1] == "allreduce_volume"
     assert "tests/claims/test_causal_mask.py::TestGenerates" in found["clm_generates"]
+
+
+def test_every_class_that_names_a_claim_can_decide_it():
+    """Otherwise `list --run` has to refuse them all."""
+    for check in (check for deciding in checks.discover().values() for check in deciding if "::" in check):
+        file, _, name = check.partition("::")
+        tree = ast.parse((checks.ROOT / file).read_text(encoding="utf-8"))
+        owner = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name)
+        tests = [node.name for node in owner.body if isinstance(node, ast.FunctionDef)]
+        assert any(test.startswith(("test_holds", "test_refuted")) for test in tests), check

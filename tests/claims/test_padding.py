@@ -48,15 +48,15 @@ class TestInvariance:
 
     @pytest.mark.parametrize("side", ["right", "left"])
     @pytest.mark.parametrize("position", POSITIONS)
-    def test_padding_changes_no_real_token(self, position, side):
+    def test_holds_padding_changes_no_real_token(self, position, side):
         more = {"model.position.t5_buckets": 8} if position == "t5" else {}
         check_outputs({"model.position.kind": position, **more}, side)
 
-    def test_without_a_causal_mask_neither(self):
+    def test_holds_without_a_causal_mask_too(self):
         check_outputs({"model.attention.mask": "none"}, "right")
 
     @pytest.mark.parametrize("side", ["right", "left"])
-    def test_a_model_without_a_mask_fails(self, side):
+    def test_sabotage_by_a_model_without_a_mask(self, side):
         """Padding behind is hidden by the causal mask; in front, or in both directions, nothing hides it."""
         with pytest.raises(AssertionError):
             check_outputs({"model.attention.mask": "none"} if side == "right" else {}, side, masked=False)
@@ -91,14 +91,14 @@ def check_gradient(weights: np.ndarray | None = None) -> None:
 class TestLossMask:
     claim = "padding_loss_mask"
 
-    def test_padding_sends_back_no_gradient(self):
+    def test_holds_padding_sends_back_no_gradient(self):
         check_gradient()
 
-    def test_counting_padding_as_a_target_is_noticed(self):
+    def test_sabotage_by_counting_padding_as_a_target(self):
         with pytest.raises(AssertionError):
             check_gradient(np.ones((len(TEXTS), WIDTH), np.float32))
 
-    def test_the_loss_is_divided_by_the_number_of_real_targets(self):
+    def test_holds_the_loss_is_divided_by_the_number_of_real_targets(self):
         program = Program(tiny(), VOCAB, np.ones(VOCAB, np.int32))
         model = program.model(program.init(0))
         losses = OBJECTIVES.build("clm", program.config).losses(model, batch(0), None, train=False)
@@ -120,7 +120,7 @@ class TestBuckets:
     claim = "dynamic_batching_waste"
     lengths = np.clip(np.random.default_rng(1).lognormal(2.5, 0.7, 2000).astype(int), 1, 128)
 
-    def test_rows_of_similar_length_waste_less_than_rows_at_random(self):
+    def test_holds_rows_of_similar_length_waste_less_than_rows_at_random(self):
         rows = np.random.default_rng(2).permutation(len(self.lengths))
         random = [(r, int(self.lengths[r].max())) for r in np.split(rows, range(32, len(rows), 32))]
         bucketed = list(length_buckets(self.lengths, 32, 128))
