@@ -67,6 +67,16 @@ def _inconclusive(reason: str, remedy: str) -> Finding:
     return Finding("inconclusive", "inconclusive", reason, remedy)
 
 
+def _almost(a: Analysis, adjusted: Adjusted) -> Finding | None:
+    """Why neither direction passes although one of them looks significant; None where none does."""
+    for test, level in ((a.primary, adjusted.primary), (a.counter, adjusted.counter)):
+        if not test.agree:
+            return _disagreement(test)
+        if test.p <= ALPHA:
+            return _not_after_holm(test.p, level)
+    return None
+
+
 def _disagreement(test: Significance) -> Finding:
     return _inconclusive(
         f"the t test and the exact sign-flip test disagree (p = {test.p:.3g} and {test.exact:.3g})",
@@ -131,12 +141,7 @@ def equivalence(contrast: Contrast, evidence: Evidence, a: Analysis, adjusted: A
     if passes(a.counter, adjusted.counter):
         reason = f"the difference is beyond the margin of {contrast.margin:g}"
         return Finding("refuted", "refuted, different", reason, significant=True, against=True)
-    for test, level in ((a.primary, adjusted.primary), (a.counter, adjusted.counter)):
-        if not test.agree:
-            return _disagreement(test)
-        if test.p <= ALPHA:
-            return _not_after_holm(test.p, level)
-    return _inconclusive(
+    return _almost(a, adjusted) or _inconclusive(
         f"neither inside nor outside the margin of {contrast.margin:g}",
         _more_seeds(contrast, a, equivalence_seeds_needed),
     )
@@ -150,12 +155,7 @@ def level(contrast: Contrast, evidence: Evidence, a: Analysis, adjusted: Adjuste
     if passes(a.counter, adjusted.counter):
         reason = f"it is not {side} {contrast.margin:g}"
         return Finding("refuted", "refuted", reason, significant=True, against=True)
-    for test, holm in ((a.primary, adjusted.primary), (a.counter, adjusted.counter)):
-        if not test.agree:
-            return _disagreement(test)
-        if test.p <= ALPHA:
-            return _not_after_holm(test.p, holm)
-    return _inconclusive(f"neither above nor below {contrast.margin:g}", "run more test seeds")
+    return _almost(a, adjusted) or _inconclusive(f"neither above nor below {contrast.margin:g}", "run more test seeds")
 
 
 def catastrophe(contrast: Contrast, evidence: Evidence, a: Analysis, adjusted: Adjusted) -> Finding:
