@@ -8,7 +8,7 @@ from typing import Literal
 
 from ablations import probes
 from ablations.cells import LEARNING_RATE, ArmCell, cells
-from ablations.schema import Ablation
+from ablations.schema import BY_CHECK, Ablation
 from transformer.config import difference
 from transformer.errors import ConfigError
 
@@ -63,7 +63,7 @@ def _metrics(name: str, ablation: Ablation) -> Iterator[Warning]:
     """A metric nothing measures would count as missing for ever."""
     measured = probes.metrics(ablation.probes)
     wanted = {ablation.primary_metric: "the primary metric"}
-    wanted |= {c.metric: f"the contrast {c.claim}" for c in ablation.contrasts if c.type not in ("exact", "formula")}
+    wanted |= {c.metric: f"the contrast {c.claim}" for c in ablation.contrasts if c.type not in BY_CHECK}
     for metric, who in wanted.items():
         if metric not in measured:
             listed = ", ".join(measured)

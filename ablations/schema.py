@@ -19,6 +19,8 @@ ContrastType = Literal[
     "superiority", "equivalence", "level", "catastrophe", "stability", "slope", "ordering", "exact", "formula"
 ]
 
+BY_CHECK = ("exact", "formula")  # types of contrast that are decided without a run: no arms, no metric
+
 
 @dataclasses.dataclass(frozen=True)
 class Arm:
@@ -157,7 +159,7 @@ class Ablation:
             self._check(contrast)
 
     def _check(self, contrast: Contrast) -> None:
-        needs_check = contrast.type in ("exact", "formula")
+        needs_check = contrast.type in BY_CHECK
         if needs_check and not contrast.check:
             raise ConfigError(f"Contrast {contrast.claim!r} of type {contrast.type!r} must name its `check`.")
         if contrast.type == "slope" and (contrast.exponent is None or not contrast.against or len(contrast.arms) < 3):

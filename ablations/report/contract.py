@@ -33,7 +33,7 @@ _DECISION: dict[str, Any] = {
     "metric": "loss", "margin": None, "better": "lower", "verdict": "inconclusive", "label": "", "reason": "",
     "remedy": "", "sentence": "", "estimate": None, "estimate_name": "difference", "interval90": None,
     "interval95": None, "n": 0, "p": None, "p_adjusted": None, "q": None,
-    "counter_p": None, "against": False, "method": "", "sd": None, "rho": None,
+    "counter_p": None, "counter_p_adjusted": None, "against": False, "method": "", "sd": None, "rho": None,
     "detectable": None, "downgrades": [], "prior": "", "contrast_hash": "", "registered": "", "check": "",
     "paired": [],
 }  # fmt: skip

@@ -17,6 +17,7 @@ from ablations.report.members import Row, baseline_of, conditions, judged_runs, 
 from ablations.report.pairs import sides
 from ablations.report.palette import style_sheet
 from ablations.report.svg import Figure
+from ablations.schema import BY_CHECK
 
 TEMPLATES = Path(__file__).parent / "templates"
 STATUS = {"read": "read in the source", "memory": "from memory, not looked up", "unverified": "unverified"}
@@ -130,6 +131,8 @@ def _comparison(report: Row, decision: Row, scales: dict[tuple[str, str], forest
     styles, test = styles_of(report), sides(decision)[1]
     role = styles[test].role if test in styles else "ink"
     picture = forest.cell(decision, scale, role) if scale and decision["estimate"] is not None else ""
+    p = "counter_p" if decision["against"] else "p"  # of the test that the verdict rests on
+    by_check = decision["type"] in BY_CHECK
     notes = [cause["reason"] for cause in decision["downgrades"] if cause["reason"] not in decision["reason"]]
     if decision["registered"] and decision["registered"] != "before its data":
         notes.append(f"registered or edited {decision['registered'].removeprefix('edited ')}")
@@ -137,16 +140,16 @@ def _comparison(report: Row, decision: Row, scales: dict[tuple[str, str], forest
         "subject": _subject(decision),
         "condition": decision["condition"] if len(conditions(report)) > 1 else "",
         "question": QUESTIONS.get(decision["type"], decision["type"]),
-        "metric": decision["metric"],
+        "metric": "" if by_check else decision["metric"],
         "estimate_name": decision["estimate_name"],
         "estimate": middle,
         "interval": interval,
         "unit": report["unit"] if signed and decision["metric"] == report["metric"] else "",
         "picture": Markup(picture),
         "inferred": decision["p"] is not None,
-        "n": decision["n"],
-        "p": numbers.p_value(decision["p"]),
-        "p_adjusted": numbers.p_value(decision["p_adjusted"]),
+        "n": "–" if by_check else decision["n"],
+        "p": numbers.p_value(decision[p]),
+        "p_adjusted": numbers.p_value(decision[f"{p}_adjusted"]),
         "method": decision["method"],
         "verdict": decision["verdict"],
         "label": decision["label"] or decision["verdict"],
@@ -157,7 +160,7 @@ def _comparison(report: Row, decision: Row, scales: dict[tuple[str, str], forest
 
 
 def _subject(decision: Row) -> str:
-    if decision["type"] in ("exact", "formula") or not (decision["test"] or decision["arms"]):
+    if decision["type"] in BY_CHECK or not (decision["test"] or decision["arms"]):
         return decision["check"] or decision["claim"]
     if decision["type"] == "level":
         return decision["test"]

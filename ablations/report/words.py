@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from ablations.report import numbers
 from ablations.report.members import Row, baseline_of, conditions, judged_runs, titled
 from ablations.report.numbers import listed, plural
+from ablations.schema import BY_CHECK
 
 VERDICTS = ("supported", "refuted", "mixed", "inconclusive")
 NAMED_ARMS = 4  # more arms than this are named without their notes
@@ -110,7 +111,7 @@ def certainty(report: Row) -> str:
                 f"A p value counts after Holm's correction over {len(inferred)} comparisons: the chance of even one "
                 "false alarm among them is at most 5%."
             )
-    checks = [d for d in report["decisions"] if d["type"] in ("exact", "formula")]
+    checks = [d for d in report["decisions"] if d["type"] in BY_CHECK]
     if checks:
         verb = "is" if len(checks) == 1 else "are"
         parts.append(

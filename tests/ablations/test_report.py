@@ -424,6 +424,24 @@ def test_the_index_shows_the_verdict_of_the_largest_profile_and_says_what_is_ope
     assert all(re.fullmatch(r"[\w-]+/report\.html", link) for link in links)
 
 
+def test_a_refutation_shows_the_test_it_rests_on(tmp_path):
+    data = report_data()
+    for against, shown, hidden in ((True, "| 0.012 | 0.034 |", "| 0.96 |"), (False, "| 0.96 | 0.97 |", "| 0.012 |")):
+        sides = {"p": 0.96, "p_adjusted": 0.97, "counter_p": 0.012, "counter_p_adjusted": 0.034}
+        data["decisions"][0].update(**sides, against=against)
+        write_report(data, tmp_path)
+        text = (tmp_path / "report.md").read_text(encoding="utf-8")
+        assert shown in text and hidden not in text
+
+
+def test_what_a_test_decides_has_neither_metric_nor_pairs(tmp_path):
+    exact = {"claim": "c", "type": "exact", "check": "tests/claims/test_x.py::TestX", "verdict": "supported"}
+    write_report({"name": "n", "decisions": [exact]}, tmp_path)
+    shown = _page(tmp_path / "report.html").text
+    assert "proof by test" in shown and "loss: proof by test" not in shown
+    assert "(proof by test)" in (tmp_path / "report.md").read_text(encoding="utf-8")
+
+
 def test_the_index_controls_false_discoveries_over_the_whole_suite():
     """Twenty tests of which one is at 0.01: alone it counts, among forty hypotheses it does not."""
     one = {"p": 0.01, "counter_p": 1.0, "against": False}
