@@ -1,7 +1,8 @@
-"""Accounting claims: the numbers somebody stated, recomputed from our own parameter trees, caches and arithmetic.
+"""Accounting claims: the numbers somebody stated, recomputed from our own parameter trees, caches and calculators.
 
 One function per claim, named like it. A claim is supported when every number agrees within the rounding it was stated
-with, refuted when none does, and mixed otherwise.
+with, refuted when none does, and mixed otherwise. A claim that says more than its numbers has tests in tests/claims
+instead.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 
 from ablations.evidence import FormulaCheck, Number
 from transformer.analysis import hardware
+from transformer.analysis.formulas import attention_pairs, reading_price
 from transformer.analysis.presets import PRESETS
 from transformer.errors import UserError, did_you_mean
 
@@ -90,40 +92,47 @@ def _cache_bytes(model: str, length: int, itemsize: int = 2, **overrides: Any) -
 
 @formula
 def attention_matrix_sizes() -> list[Number]:
+    from transformer.analysis.memory import attention_matrix_bytes
+
     return [
-        Number("128k tokens in half precision", 32, 128_000**2 * 2 / GB, 1, "GB"),
-        Number("131,072 tokens in half precision", 32, 131_072**2 * 2 / 2**30, 1, "GiB"),
-        Number("100k tokens in half precision", 20, 100_000**2 * 2 / GB, 0.5, "GB"),
-        Number("100k tokens in single precision", 40, 100_000**2 * 4 / GB, 0.5, "GB"),
+        Number("128k tokens in half precision", 32, attention_matrix_bytes(128_000) / GB, 1, "GB"),
+        Number("131,072 tokens in half precision", 32, attention_matrix_bytes(131_072) / 2**30, 1, "GiB"),
+        Number("100k tokens in half precision", 20, attention_matrix_bytes(100_000) / GB, 0.5, "GB"),
+        Number("100k tokens in single precision", 40, attention_matrix_bytes(100_000, itemsize=4) / GB, 0.5, "GB"),
     ]
 
 
 @formula
 def flash_memory_examples() -> list[Number]:
+    from transformer.analysis.memory import attention_matrix_bytes
+
+    all_layers = attention_matrix_bytes(128_000, heads=32, layers=32)
     return [
-        Number("64k tokens, 64 heads, half precision", 524, 64_000**2 * 64 * 2 / GB, 0.5, "GB"),
-        Number("128k tokens, 32 heads, 32 layers, half precision", 16.8, 128_000**2 * 32 * 32 * 2 / TB, 0.05, "TB"),
+        Number("64k tokens, 64 heads, half precision", 524, attention_matrix_bytes(64_000, heads=64) / GB, 0.5, "GB"),
+        Number("128k tokens, 32 heads, 32 layers, half precision", 16.8, all_layers / TB, 0.05, "TB"),
+        Number("the same in single precision", 16.8, 2 * all_layers / TB, 0.05, "TB"),
     ]
 
 
 @formula
 def flash_block_size() -> list[Number]:
-    # M / (4 d) rows of queries, keys, values and outputs, two bytes each
-    return [Number("rows of head width 64 in 128 KiB, half precision", 256, 128 * 1024 / (4 * 64 * 2), 0.5)]
+    rows = hardware.flash_block_size(128 * 1024 // 2, head_dim=64)
+    return [Number("rows of head width 64 in 128 KiB, half precision", 256, rows, 0.5)]
 
 
 @formula
 def sparse_numbers() -> list[Number]:
-    full, longer = 64_000**2, 100_000**2
+    full, local = attention_pairs(64_000), attention_pairs(64_000, window=256)
+    longer, longer_local = attention_pairs(100_000), attention_pairs(100_000, window=256)
     return [
         Number("pairs of 64k tokens", 4e9, full, 0.5e9),
-        Number("with a window of 256", 16e6, 64_000 * 256, 0.5e6),
-        Number("fewer by", 250, full / (64_000 * 256), 0.5),
+        Number("with a window of 256", 16e6, local, 0.5e6),
+        Number("fewer by", 250, full / local, 0.5),
         Number("pairs of 100k tokens", 10e9, longer, 0.5e9),
-        Number("with a window of 256", 25.6e6, 100_000 * 256, 0.05e6),
-        Number("fewer by", 390, longer / (100_000 * 256), 5),
-        Number("full scores, single precision", 40, longer * 4 / GB, 0.5, "GB"),
-        Number("windowed scores, single precision", 100, 100_000 * 256 * 4 / 1e6, 5, "MB"),
+        Number("with a window of 256", 25.6e6, longer_local, 0.05e6),
+        Number("fewer by", 390, longer / longer_local, 5),
+        Number("full scores, single precision", 40, 4 * longer / GB, 0.5, "GB"),
+        Number("windowed scores, single precision", 100, 4 * longer_local / 1e6, 5, "MB"),
     ]
 
 
@@ -177,7 +186,16 @@ def embedding_params_substantial() -> list[Number]:
 
 @formula
 def ffn_dims_examples() -> list[Number]:
-    return [Number("BERT-base, 3072 / 768", 4, 3072 / 768, 0), Number("GPT-3, 49152 / 12288", 4, 49152 / 12288, 0)]
+    from transformer.model.feedforward import hidden_width
+
+    numbers = []
+    for name, stated in (("bert_base", (768, 3072)), ("gpt3_175b", (12288, 49152))):
+        model = PRESETS[name].config().model
+        width, hidden = model.d_model, hidden_width(model)
+        numbers.append(Number(f"{name}: width", stated[0], width, 0))
+        numbers.append(Number(f"{name}: inner width", stated[1], hidden, 0))
+        numbers.append(Number(f"{name}: their ratio", 4, hidden / width, 0))
+    return numbers
 
 
 @formula
@@ -192,21 +210,18 @@ def weight_count_formula() -> list[Number]:
     return numbers
 
 
-@formula
-def classification_head_size() -> list[Number]:
-    return [Number("a head of 10,000 labels at width 768", 7.7, 768 * 10_000 / 1e6, 0.05, "M")]
-
-
 # --- Caches ------------------------------------------------------------------------------------------------------
 
 
 @formula
 def kv_cache_formula() -> list[Number]:
-    stated = 2 * 32 * 4096 * 32 * 128 * 2 / GB
-    return [
-        Number("Llama-2-7B at 4,096 tokens, half precision", stated, _cache_bytes("Llama-2-7B", 4096) / GB, 0, "GB"),
-        Number("twice the length", 2, _cache_bytes("Llama-2-7B", 8192) / _cache_bytes("Llama-2-7B", 4096), 0),
-    ]
+    numbers = []
+    for name, layers, kv_heads in (("Llama-2-7B", 32, 32), ("Llama-2-70B", 80, 8)):
+        stated = 2 * layers * 4096 * kv_heads * 128 * 2 / GB
+        cache, double = _cache_bytes(name, 4096), _cache_bytes(name, 8192)
+        numbers.append(Number(f"{name} at 4,096 tokens, half precision", stated, cache / GB, 0, "GB"))
+        numbers.append(Number(f"{name}, twice the length", 2, double / cache, 0))
+    return numbers
 
 
 @formula
@@ -231,36 +246,40 @@ def gqa_cache_reduction() -> list[Number]:
 
 # --- Training at scale -------------------------------------------------------------------------------------------
 
+LARGE = 175 * 10**9  # parameters
+
 
 @formula
 def adam_memory_total() -> list[Number]:
     """Half precision throughout; then 2 + 2 bytes and a single-precision master copy with two moments."""
-    parameters = 175e9
+    from transformer.analysis.memory import training_state_bytes
+
+    half, mixed = training_state_bytes(LARGE, "half"), training_state_bytes(LARGE, "mixed")
     return [
-        Number("weights, half precision", 350, 2 * parameters / GB, 0.5, "GB"),
-        Number("gradients, half precision", 350, 2 * parameters / GB, 0.5, "GB"),
-        Number("moments, half precision", 700, 4 * parameters / GB, 0.5, "GB"),
-        Number("all, half precision", 1.4, 8 * parameters / TB, 0.05, "TB"),
-        Number("all, mixed precision (2 + 2 + 12 bytes)", 1.4, 16 * parameters / TB, 0.05, "TB"),
+        Number("weights, half precision", 350, half["weights"] / GB, 0.5, "GB"),
+        Number("gradients, half precision", 350, half["gradients"] / GB, 0.5, "GB"),
+        Number("moments, half precision", 700, half["optimizer"] / GB, 0.5, "GB"),
+        Number("all, half precision", 1.4, sum(half.values()) / TB, 0.05, "TB"),
+        Number("all, mixed precision (2 + 2 + 12 bytes)", 1.4, sum(mixed.values()) / TB, 0.05, "TB"),
     ]
 
 
 @formula
 def allreduce_volume() -> list[Number]:
-    ring = hardware.all_reduce_bytes(2 * 175e9, devices=1000)
+    ring = hardware.all_reduce_bytes(2 * LARGE, devices=1000)
     return [Number("sent by each device of a ring, half precision", 175, ring / GB, 0.5, "GB")]
 
 
 @formula
 def zero3_share() -> list[Number]:
-    share = hardware.sharded_state_bytes(2 * 175e9, 0, 0, devices=1000, stage=3)
+    share = hardware.sharded_state_bytes(2 * LARGE, 0, 0, devices=1000, stage=3)
     return [Number("parameters of each of 1,000 devices, half precision", 350, share / 1e6, 0.5, "MB")]
 
 
 @formula
 def context_cost_arithmetic() -> list[Number]:
-    tokens = 10_000_000 * 1000
+    documents, tokens_each = 10_000_000, 1000
     return [
-        Number("price of a query", 30_000, tokens / 1e6 * 3, 0.5, "$"),
-        Number("over a window of a million tokens", 10_000, tokens / 1e6, 0.5, "times"),
+        Number("price of a query", 30_000, reading_price(documents, tokens_each, price_per_million=3), 0.5, "$"),
+        Number("over a window of a million tokens", 10_000, documents * tokens_each / 1e6, 0.5, "times"),
     ]

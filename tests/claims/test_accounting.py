@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import re
 from typing import Any
@@ -18,7 +19,8 @@ from transformer.analysis import accounting, flops, formulas, memory
 from transformer.analysis.presets import PRESETS
 from transformer.inference.generate import generate
 from transformer.model import declare, split
-from transformer.model.feedforward import hidden_width
+from transformer.model.attention_backends import BACKENDS
+from transformer.model.flash_attention import BLOCK
 from transformer.model.initialization import abstract
 
 
@@ -57,10 +59,6 @@ def exponent(sizes: list[int], values: list[float]) -> float:
 @functools.cache
 def components(name: str) -> dict[str, int]:
     return accounting.declared_components(PRESETS[name].config())
-
-
-def share(counts: dict[str, int], *names: str) -> float:
-    return sum(counts.get(name, 0) for name in names) / sum(counts.values())
 
 
 # --- Operations --------------------------------------------------------------------------------------------------
@@ -238,150 +236,59 @@ class TestRmsnormReductions:
             assert self.reductions("layernorm") - self.reductions("layernorm") == 1
 
 
-# --- Parameters --------------------------------------------------------------------------------------------------
+# --- FlashAttention ----------------------------------------------------------------------------------------------
 
 
-def check_weight_count(made: Config, tables: int = 1) -> None:
-    sizes = made.model
-    stated = 12 * sizes.num_layers * sizes.d_model**2 + tables * sizes.vocab_size * sizes.d_model
-    assert sum(accounting.declared_components(made).values()) == pytest.approx(stated, rel=0.01)
+def core_products(backend: str, length: int = 2 * BLOCK, gradient: bool = False) -> float:
+    """Products of scores and of mixing values in one layer, without those of the projections. A tile whose keys are all
+    hidden counts as computed, as a masked pair does in the reference."""
+    width = 64
+    through, params = block(width, layers="attention", attention__num_heads=2, attention__backend=backend)
+
+    def with_gradient(params, x):
+        out, back = jax.vjp(through, params, x)
+        return back(out)
+
+    counted = flops.count(with_gradient if gradient else through, params, shape(1, length, width)).products
+    # Each projection is one product, and two more for the gradients of its kernel and its input.
+    return counted - (3 if gradient else 1) * formulas.block_flops(length, width)["projections"]
 
 
-class TestWeightCountFormula:
-    claim = "weight_count_formula"
-
-    def test_holds(self):
-        check_weight_count(PRESETS["gpt2_124m"].config())
-        check_weight_count(PRESETS["gpt3_175b"].config())
-        check_weight_count(replace(Config(), {"model.vocab_size": 256}))
-        check_weight_count(replace(Config(), {"model.vocab_size": 256, "model.embedding.tie": False}), tables=2)
-
-    def test_sabotage(self):
-        with pytest.raises(AssertionError):
-            check_weight_count(replace(Config(), {"model.vocab_size": 256, "model.ffn.kind": "swiglu"}))
+def check_as_many(**called: Any) -> None:
+    assert core_products("flash", **called) == core_products("reference", **called)
 
 
-def check_swiglu(d: int, ratio: float, **overrides: Any) -> None:
-    def ffn(kind: str, ratio: float) -> int:
-        made = config(d_model=d, num_layers=1, ffn__kind=kind, ffn__ratio=ratio, **overrides)
-        return accounting.declared_components(made)["ffn"]
+class TestFlashForward:
+    claim = "flash_same_flops"
 
-    assert ffn("swiglu", 4.0) / ffn("gelu", 4.0) == 1.5, "three matrices against two"
-    assert ffn("swiglu", 4.0) == 3 * 4 * d * d, "three times one matrix"
-    assert ffn("swiglu", ratio) == ffn("gelu", 4.0) == 8 * d * d
-
-
-class TestSwigluParameters:
-    claim = "swiglu_param_accounting"
-
-    def test_holds(self):
-        check_swiglu(48, 8 / 3)
+    @pytest.mark.parametrize("tiles", [1, 2])
+    def test_holds(self, tiles):
+        """Where whole tiles fill the text."""
+        check_as_many(length=tiles * BLOCK)
+        assert core_products("flash") == formulas.block_flops(2 * BLOCK, 64)["attention"]
 
     def test_sabotage(self):
         with pytest.raises(AssertionError):
-            check_swiglu(48, 4.0)
+            check_as_many(length=BLOCK + 1)  # fills two tiles up with padding
 
 
-def check_range(value: float) -> None:
-    assert 2 / 3 - 0.001 <= value <= 0.75
-
-
-class TestFeedForwardShareOfABlock:
-    claim = "ffn_param_share"
-
-    @pytest.mark.parametrize("name", ["gpt2_124m", "gpt3_175b", "llama2_7b"])
-    def test_holds(self, name):
-        """Within a block, norms aside."""
-        counts = components(name)
-        check_range(counts["ffn"] / (counts["ffn"] + counts["attention"]))
-
-    def test_sabotage(self):
-        counts = components("llama2_70b")  # grouped queries and a wide network: 84% of a block
-        with pytest.raises(AssertionError):
-            check_range(counts["ffn"] / (counts["ffn"] + counts["attention"]))
-
-
-class TestFeedForwardShareOfAModel:
-    claim = "ffn_param_share"
+class TestFlashWithGradient:
+    claim = "flash_same_flops"
 
     def test_refuted(self):
-        """Of all parameters it is 45.5% in GPT-2 (124M), 64.2% in Llama-2 7B, 81.7% in Llama-2 70B, and 7% in a small
-        model with a large vocabulary."""
-        known = {
-            "gpt2_124m": 0.455,
-            "bert_base": 0.517,  # with its head; 0.521 without
-            "gpt3_175b": 0.664,
-            "llama2_7b": 0.642,
-            "llama3_8b": 0.702,
-            "llama2_70b": 0.817,
-        }
-        for name, wanted in known.items():
-            assert share(components(name), "ffn") == pytest.approx(wanted, abs=0.0006)
-        small = accounting.declared_components(replace(Config(), {"model.vocab_size": 50257}))
-        assert share(small, "ffn") == pytest.approx(0.072, abs=0.003)
+        """With gradient FlashAttention computes 7 products for every 6 of ordinary attention: two forward, four
+        backward, and the scores once more, which it did not keep."""
         with pytest.raises(AssertionError):
-            check_range(share(components("gpt2_124m"), "ffn"))
+            check_as_many(gradient=True)
+        forward = core_products("reference")
+        assert core_products("reference", gradient=True) == 3 * forward
+        assert core_products("flash", gradient=True) / core_products("reference", gradient=True) == 7 / 6
 
-    def test_sabotage(self):
-        check_range(share(components("llama3_8b"), "ffn"))  # one of them lies in the range, and the check can tell
-
-
-def check_norms_are_few(width: int) -> None:
-    def norms(width: int) -> float:
-        return share(accounting.declared_components(replace(Config(), {"model.d_model": width})), "norm")
-
-    assert norms(width) < 0.005
-    assert norms(width) / norms(2 * width) == pytest.approx(2, rel=0.1), "in inverse proportion to the width"
-
-
-class TestNormParameters:
-    claim = "norm_params_trivial"
-
-    def test_holds(self):
-        check_norms_are_few(128)
-
-    def test_sabotage(self):
-        with pytest.raises(AssertionError):
-            check_norms_are_few(8)
-
-
-def check_embeddings_count(counts: dict[str, int]) -> float:
-    found = share(counts, "embedding", "unembedding", "position")
-    assert found > 0.1
-    return found
-
-
-class TestEmbeddingParameters:
-    claim = "embedding_params_substantial"
-
-    def test_holds(self):
-        assert check_embeddings_count(components("gpt2_124m")) == pytest.approx(0.317, abs=0.001)
-        large = {"model.vocab_size": 50257}
-        tied = accounting.declared_components(replace(Config(), large))
-        untied = accounting.declared_components(replace(Config(), {**large, "model.embedding.tie": False}))
-        assert check_embeddings_count(tied) == pytest.approx(0.89, abs=0.005)
-        assert check_embeddings_count(untied) > check_embeddings_count(tied)
-
-    def test_sabotage(self):
-        assert share(components("gpt3_175b"), "embedding", "position") == pytest.approx(0.004, abs=0.0005)
-        with pytest.raises(AssertionError):
-            check_embeddings_count(components("gpt3_175b"))
-
-
-class TestFeedForwardWidths:
-    claim = "ffn_dims_examples"
-
-    @staticmethod
-    def check(made: Config, width: int, hidden: int) -> None:
-        assert (made.model.d_model, hidden_width(made.model)) == (width, hidden) and hidden / width == 4
-
-    def test_holds(self):
-        self.check(PRESETS["bert_base"].config(), 768, 3072)
-        self.check(PRESETS["gpt3_175b"].config(), 12288, 49152)
-
-    def test_sabotage(self):
-        with pytest.raises(AssertionError):
-            self.check(PRESETS["llama2_7b"].config(), 4096, 11008)
+    def test_sabotage(self, monkeypatch):
+        """With a back-end that keeps its scores the claim would be true, and the check can tell."""
+        kept = dataclasses.replace(BACKENDS["flash"], build=BACKENDS["reference"].build)
+        monkeypatch.setitem(BACKENDS._entries, "flash", kept)
+        check_as_many(gradient=True)
 
 
 # --- Bytes -------------------------------------------------------------------------------------------------------
@@ -418,53 +325,6 @@ class TestMemoryGrowsWithWidth:
 
     def test_sabotage(self):
         check_memory_grows_with_width(lambda width: width)  # with a head per feature the claim is true
-
-
-def check_cache(kv_heads: int, value_dim: int = 0, lengths: tuple[int, ...] = (8, 16)) -> list[int]:
-    """Bytes of the cache tree at each length; they must be 2 * L * n * n_kv * d_h numbers."""
-    made = config(attention__num_heads=8, attention__num_kv_heads=kv_heads, attention__value_dim=value_dim)
-    program = accounting.make_program(made, 11)
-    found = []
-    for length in lengths:
-        cache = jax.eval_shape(lambda length=length: program.model(program.abstract_state).empty_cache(1, length))
-        arrays = [x for x in jax.tree.leaves(cache) if jnp.issubdtype(x.dtype, jnp.floating)]
-        found.append(memory.state_bytes(arrays))
-        assert found[-1] == 4 * 2 * 2 * length * kv_heads * 2  # 2 layers, heads of width 2, single precision
-    return found
-
-
-class TestCacheFormula:
-    claim = "kv_cache_formula"
-
-    def test_holds(self):
-        short, long = check_cache(4)
-        assert long == 2 * short
-        model7b = PRESETS["llama2_7b"].config().model
-        size = memory.kv_cache_bytes(model7b.num_layers, 4096, model7b.attention.num_heads, 128)
-        assert size == pytest.approx(2.15e9, rel=0.002)
-
-    def test_sabotage(self):
-        with pytest.raises(AssertionError):
-            check_cache(4, value_dim=3)
-
-
-def check_gqa_ratio(**overrides: int) -> None:
-    full = check_cache(8, **overrides)[0]
-    for kv_heads in (1, 2, 4):
-        assert full / check_cache(kv_heads, **overrides)[0] == 8 / kv_heads
-
-
-class TestGroupedCache:
-    claim = "gqa_cache_reduction"
-
-    def test_holds(self):
-        check_gqa_ratio()
-        sizes = [memory.kv_cache_bytes(80, 4096, kv_heads, 128) for kv_heads in (64, 8)]
-        np.testing.assert_allclose(sizes, [10.7e9, 1.34e9], rtol=0.005)
-
-    def test_sabotage(self):
-        with pytest.raises(AssertionError):
-            check_gqa_ratio(value_dim=3)
 
 
 class TestContextLimit:
