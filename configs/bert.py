@@ -17,19 +17,12 @@ train.accumulate). The tiny one is warmed up for a tenth of its steps, as post-n
 text is seen twice.
 """
 
-from transformer.analysis.presets import BERT_STYLE, sized
+from transformer.analysis.presets import BERT_STYLE, TINY_RUN, sized
 
 SIZES = ("bert_base", "bert_large")
 TINY = {
+    **TINY_RUN,
     **BERT_STYLE,
-    "model.num_layers": 4,
-    "model.d_model": 128,
-    "model.attention.num_heads": 4,
-    "data.sequence_length": 128,
-    "train.batch_size": 16,
-    "train.steps": 500,
-    "train.eval_every": 100,
-    "train.checkpoint_every": 250,
     "optimizer.learning_rate": 1e-3,
     "optimizer.warmup_steps": 50,
 }

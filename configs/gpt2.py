@@ -15,19 +15,12 @@ vocabulary but reads the bytes of the default corpus until data.source and data.
 no text is seen twice; batches of 32 windows instead of 512 (train.batch_size, train.accumulate).
 """
 
-from transformer.analysis.presets import GPT2_STYLE, sized
+from transformer.analysis.presets import GPT2_STYLE, TINY_RUN, sized
 
 SIZES = ("gpt2_124m", "gpt2_355m", "gpt2_774m", "gpt2_1558m", "gpt3_175b")
 TINY = {
+    **TINY_RUN,
     **GPT2_STYLE,
-    "model.num_layers": 4,
-    "model.d_model": 128,
-    "model.attention.num_heads": 4,
-    "data.sequence_length": 128,
-    "train.batch_size": 16,
-    "train.steps": 500,
-    "train.eval_every": 100,
-    "train.checkpoint_every": 250,
     "optimizer.learning_rate": 1e-3,
 }
 RECIPE = {

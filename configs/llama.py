@@ -15,21 +15,14 @@ clipping are those of Llama 2 (section 2.2); the corpus is not theirs, batches h
 default corpus until data.source and data.vocabulary say otherwise.
 """
 
-from transformer.analysis.presets import LLAMA_STYLE, sized
+from transformer.analysis.presets import LLAMA_STYLE, TINY_RUN, sized
 
 SIZES = ("llama2_7b", "llama2_13b", "llama2_70b", "llama3_8b", "llama3_70b")
 TINY = {
+    **TINY_RUN,
     **LLAMA_STYLE,
-    "model.num_layers": 4,
-    "model.d_model": 128,
-    "model.attention.num_heads": 4,
     "model.attention.num_kv_heads": 2,
     "model.ffn.match": "params",
-    "data.sequence_length": 128,
-    "train.batch_size": 16,
-    "train.steps": 500,
-    "train.eval_every": 100,
-    "train.checkpoint_every": 250,
     "optimizer.learning_rate": 1e-3,
 }
 RECIPE = {

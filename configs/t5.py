@@ -14,19 +14,13 @@ named size keeps the 32,128 rows of its vocabulary but reads the bytes of the de
 and data.vocabulary say otherwise; batches of 32 windows instead of 128 (train.batch_size, train.accumulate).
 """
 
-from transformer.analysis.presets import T5_STYLE, sized
+from transformer.analysis.presets import T5_STYLE, TINY_RUN, sized
 
 SIZES = ("t5_small", "t5_base", "t5_large", "t5_3b", "t5_11b")
 TINY = {
+    **TINY_RUN,
     **T5_STYLE,
     "model.num_layers": 2,
-    "model.d_model": 128,
-    "model.attention.num_heads": 4,
-    "data.sequence_length": 128,
-    "train.batch_size": 16,
-    "train.steps": 500,
-    "train.eval_every": 100,
-    "train.checkpoint_every": 250,
     "optimizer.learning_rate": 2e-3,
 }
 RECIPE = {

@@ -1,6 +1,6 @@
 """Named models as settings of the same switches, with the number of parameters their authors state.
 
-For accounting, and as the sizes of `configs/gpt2.py` and `configs/llama.py`. A preset holds what decides the function a
+For accounting, and as the sizes of `configs/gpt2.py` and its like. A preset holds what decides the function a
 model computes; data, optimizer and length of training belong to a config.
 """
 
@@ -33,6 +33,19 @@ class Preset:
     def config(self) -> Config:
         """The settings on top of the defaults."""
         return resolve(apply_overrides(default_config(), self.overrides))
+
+
+# A size and a length of training for two cores and some minutes; a config adds a style.
+TINY_RUN: dict[str, Any] = {
+    "model.num_layers": 4,
+    "model.d_model": 128,
+    "model.attention.num_heads": 4,
+    "data.sequence_length": 128,
+    "train.batch_size": 16,
+    "train.steps": 500,
+    "train.eval_every": 100,
+    "train.checkpoint_every": 250,
+}
 
 
 def sized(size: str, own: dict[str, dict[str, Any]], presets: tuple[str, ...], recipe: dict[str, Any]) -> Any:
@@ -171,27 +184,37 @@ def _vaswani(width: int, heads: int) -> dict[str, Any]:
     }
 
 
-GPT2_SOURCE = "names of the released checkpoints, github.com/openai/gpt-2 (Radford et al. 2019 count 117M to 1542M)"
-CARD_SOURCE = "parameters of the released checkpoint as its Hugging Face model card counts them"
+def _counted(by: str, rounded: str = "") -> str:
+    return f"the released checkpoint, counted in {by}" + (f"; {rounded}" if rounded else "")
+
+
+GPT2_CARD = "model card of github.com/openai/gpt-2, November 2019; Radford et al. 2019 count 117M to 1542M"
+KERAS_HUB = "github.com/keras-team/keras-hub, keras_hub/src/models/{0}/{0}_presets.py"
+TOGETHER = "github.com/togethercomputer/together-python, model_param_count (2023)"
+T5_README = "its authors round to {}, README of github.com/google-research/text-to-text-transfer-transformer"
+KERAS_NLP = "the T5 presets of KerasNLP (2023)"
 
 PRESETS: dict[str, Preset] = {
-    "gpt2_124m": Preset(_gpt(12, 768, 12), 124e6, GPT2_SOURCE),
-    "gpt2_355m": Preset(_gpt(24, 1024, 16), 355e6, GPT2_SOURCE),
-    "gpt2_774m": Preset(_gpt(36, 1280, 20), 774e6, GPT2_SOURCE),
-    "gpt2_1558m": Preset(_gpt(48, 1600, 25), 1558e6, GPT2_SOURCE),
+    "gpt2_124m": Preset(_gpt(12, 768, 12), 124e6, GPT2_CARD),
+    "gpt2_355m": Preset(_gpt(24, 1024, 16), 355e6, GPT2_CARD),
+    "gpt2_774m": Preset(_gpt(36, 1280, 20), 774e6, GPT2_CARD),
+    "gpt2_1558m": Preset(_gpt(48, 1600, 25), 1558e6, "name of the checkpoint; its model card rounds to 1.5 billion"),
     "gpt3_175b": Preset(_gpt(96, 12288, 96, length=2048), 175.0e9, "Brown et al. 2020, table 2.1"),
-    "llama2_7b": Preset(_llama2(32, 4096, 32, 11008), 6.74e9, CARD_SOURCE),
-    "llama2_13b": Preset(_llama2(40, 5120, 40, 13824), 13.0e9, CARD_SOURCE),
-    "llama2_70b": Preset(_llama2(80, 8192, 64, 28672, kv_heads=8), 69.0e9, CARD_SOURCE),
-    "llama3_8b": Preset(_llama3(32, 4096, 32, 14336), 8.03e9, CARD_SOURCE),
-    "llama3_70b": Preset(_llama3(80, 8192, 64, 28672), 70.6e9, CARD_SOURCE),
-    "bert_base": Preset(_bert(12, 768, 12), 110e6, "Devlin et al. 2019, section 3"),
-    "bert_large": Preset(_bert(24, 1024, 16), 336e6, f"{CARD_SOURCE}; the paper rounds to 340M"),
-    "t5_small": Preset(_t5(6, 512, 8, 64, 2048), 60.5e6, CARD_SOURCE),
-    "t5_base": Preset(_t5(12, 768, 12, 64, 3072), 223e6, f"{CARD_SOURCE}; Raffel et al. 2020 round to 220M"),
-    "t5_large": Preset(_t5(24, 1024, 16, 64, 4096), 738e6, f"{CARD_SOURCE}; Raffel et al. 2020 round to 770M"),
-    "t5_3b": Preset(_t5(24, 1024, 32, 128, 16384), 2.85e9, f"{CARD_SOURCE}; Raffel et al. 2020 round to 2.8B"),
-    "t5_11b": Preset(_t5(24, 1024, 128, 128, 65536), 11.3e9, f"{CARD_SOURCE}; Raffel et al. 2020 round to 11B"),
+    "llama2_7b": Preset(_llama2(32, 4096, 32, 11008), 6.74e9, _counted(KERAS_HUB.format("llama"))),
+    "llama2_13b": Preset(_llama2(40, 5120, 40, 13824), 13.0e9, _counted(TOGETHER)),
+    "llama2_70b": Preset(_llama2(80, 8192, 64, 28672, kv_heads=8), 69.0e9, _counted(TOGETHER)),
+    "llama3_8b": Preset(_llama3(32, 4096, 32, 14336), 8.03e9, _counted(KERAS_HUB.format("llama3"))),
+    "llama3_70b": Preset(_llama3(80, 8192, 64, 28672), 70.6e9, _counted("the metadata of its files, Hugging Face")),
+    "bert_base": Preset(_bert(12, 768, 12), 110e6, "Devlin et al. 2019, section 3; README of google-research/bert"),
+    "bert_large": Preset(
+        _bert(24, 1024, 16), 336e6, "list of models of Hugging Face transformers 4.4; the paper rounds to 340M"
+    ),
+    "t5_small": Preset(_t5(6, 512, 8, 64, 2048), 60.5e6, _counted(KERAS_NLP, T5_README.format("60M"))),
+    "t5_base": Preset(_t5(12, 768, 12, 64, 3072), 223e6, _counted(KERAS_NLP, T5_README.format("220M"))),
+    "t5_large": Preset(_t5(24, 1024, 16, 64, 4096), 738e6, _counted(KERAS_NLP, T5_README.format("770M"))),
+    "t5_3b": Preset(_t5(24, 1024, 32, 128, 16384), 2.85e9, _counted(KERAS_NLP, T5_README.format("3B"))),
+    # No list of a library has it: this count was found in one public script only.
+    "t5_11b": Preset(_t5(24, 1024, 128, 128, 65536), 11.3e9, _counted("a script", T5_README.format("11B"))),
     # The paper's vocabulary is "about 37000", and it does not say what it counts: ours has 3% less than its 65M.
     "transformer_base": Preset(_vaswani(512, 8), 65e6, "Vaswani et al. 2017, table 3", within=0.035),
     "transformer_big": Preset(_vaswani(1024, 16), 213e6, "Vaswani et al. 2017, table 3"),
