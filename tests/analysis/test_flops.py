@@ -10,11 +10,12 @@ import pytest
 from flax import nnx
 
 from tests.tiny import called, label, nested, one_switch
-from transformer.analysis import accounting
+from transformer.analysis import accounting, flops
 from transformer.analysis.flops import Operations, count
 from transformer.config import resolve
 from transformer.model import declare, split
 from transformer.model.initialization import abstract, path_name
+from transformer.schema import Config
 
 B, M, K, N = 3, 5, 7, 11
 
@@ -176,11 +177,9 @@ def test_a_training_step_costs_what_the_compiler_counts(overrides):
     assert ours.transcendental == pytest.approx(theirs.transcendental, rel=0.05)
 
 
-@pytest.mark.parametrize("overrides", SWITCHES, ids=label)
-def test_every_variant_costs_what_the_compiler_counts(overrides):
+def check_costs(config: Config) -> None:
     """Forward, in the program as it is handed to the compiler, which counts a loop once; nothing in it is opaque, and
     every parameter belongs to a component."""
-    config = sized(**overrides)
     structure, params, state = split(declare(config))
     params = abstract(params, config)
 
@@ -200,3 +199,14 @@ def test_every_variant_costs_what_the_compiler_counts(overrides):
     components = accounting.parameters_by_component(params)
     assert sum(components.values()) == sum(x.size for x in jax.tree.leaves(params))
     assert not components.keys() & {"blocks", "encoder", "decoder"}
+
+
+@pytest.mark.parametrize("overrides", SWITCHES, ids=label)
+def test_every_variant_costs_what_the_compiler_counts(overrides):
+    check_costs(sized(**overrides))
+
+
+def test_the_check_notices_an_operation_that_is_not_counted(monkeypatch):
+    monkeypatch.setitem(flops.RULES, "dot_general", lambda equation: Operations())
+    with pytest.raises(AssertionError):
+        check_costs(sized())

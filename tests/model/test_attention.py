@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import random
 from typing import Any
@@ -19,6 +20,7 @@ from transformer.errors import ConfigError
 from transformer.model import declare
 from transformer.model.attention import Attention
 from transformer.model.attention_parts import SCALES, head_shape
+from transformer.model.attention_weights import WEIGHTS, Softmax
 from transformer.model.context import Context
 from transformer.model.masks import Mask
 from transformer.model.positions import NoPosition
@@ -161,11 +163,25 @@ def test_kernels_are_two_dimensional():
     assert layer.value.kernel.shape == (D, 6) and layer.output.kernel.shape == (12, 4)
 
 
-@pytest.mark.parametrize("overrides", [{}, *SWITCHES], ids=label)
-def test_a_query_that_sees_no_key_stays_finite(overrides):
+def check_finite_without_keys(overrides: dict) -> None:
     segments = jnp.zeros((B, T), jnp.int32)
     mask = Mask(query_segments_BT=segments, key_segments_BS=segments)
     assert np.isfinite(make(overrides)(jnp.asarray(X), context(mask))).all()
+
+
+@pytest.mark.parametrize("overrides", [{}, *SWITCHES], ids=label)
+def test_a_query_that_sees_no_key_stays_finite(overrides):
+    check_finite_without_keys(overrides)
+
+
+def test_the_check_notices_hiding_by_minus_infinity(monkeypatch):
+    class Hiding(Softmax):
+        def __call__(self, scores_BHTS, sight):
+            return jax.nn.softmax(jnp.where(sight.visible_B1TS(), scores_BHTS, -jnp.inf))
+
+    monkeypatch.setitem(WEIGHTS._entries, "softmax", dataclasses.replace(WEIGHTS["softmax"], build=Hiding))
+    with pytest.raises(AssertionError):
+        check_finite_without_keys({})
 
 
 def test_scores_and_weights_are_float32_in_a_bfloat16_model():

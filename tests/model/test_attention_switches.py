@@ -265,13 +265,22 @@ def test_a_closed_gate_stops_the_branch_and_a_new_one_is_half_open():
 # --- Number formats and dropout ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("overrides", one_switch(A), ids=label)
-def test_bfloat16_models_compute_scores_and_weights_in_float32(overrides):
-    model = build(tiny({**overrides, "numerics.compute_dtype": "bfloat16"}))
-    _, seen = capture(model)(tokens())
+def check_number_formats(config: Config) -> None:
+    """Of a model in bfloat16: scores, weights and logits are exact, nothing else is."""
+    _, seen = capture(build(config))(tokens())
     for name, x in seen.items():
         exact = name.endswith(("attention.scores", "attention.weights", "logits"))
         assert x.dtype == (jnp.float32 if exact else jnp.bfloat16), name
+
+
+@pytest.mark.parametrize("overrides", one_switch(A), ids=label)
+def test_bfloat16_models_compute_scores_and_weights_in_float32(overrides):
+    check_number_formats(tiny({**overrides, "numerics.compute_dtype": "bfloat16"}))
+
+
+def test_the_check_notices_a_model_in_single_precision():
+    with pytest.raises(AssertionError):
+        check_number_formats(tiny())
 
 
 @pytest.mark.parametrize("kind", WEIGHTS)

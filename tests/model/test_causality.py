@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,9 @@ import pytest
 
 from tests.tiny import CROSS_GAINS, LENGTH, called, label, nudged, one_switch, tiny, tokens, traits
 from transformer.model import build
+from transformer.model.attention_backends import BACKENDS, reference_attention
 from transformer.model.attention_weights import WEIGHTS
+from transformer.model.masks import Mask
 from transformer.model.taps import replace
 
 
@@ -29,11 +33,17 @@ def influence(overrides: dict, moved: bool = False) -> np.ndarray:
     return np.abs(gradients_tsD).max(axis=-1)
 
 
-def check_causal(influence_TS: np.ndarray) -> None:
-    """Exactly nothing comes from the future, and something from every token up to the present."""
+def check_no_future(influence_TS: np.ndarray) -> None:
+    """Exactly nothing comes from the future."""
     future = np.triu(np.ones_like(influence_TS, bool), k=1)
     assert np.all(influence_TS[future] == 0.0), f"the future leaks:\n{influence_TS}"
-    assert np.all(influence_TS[~future] > 0.0), f"the past is lost:\n{influence_TS}"
+
+
+def check_causal(influence_TS: np.ndarray) -> None:
+    """Nothing comes from the future, and something from every token up to the present."""
+    check_no_future(influence_TS)
+    past = np.tri(len(influence_TS), dtype=bool)
+    assert np.all(influence_TS[past] > 0.0), f"the past is lost:\n{influence_TS}"
 
 
 SEES_THE_FUTURE = [{"model.attention.mask": "none"}, {"model.family": "encoder"}, {"model.family": "prefix_decoder"}]
@@ -68,3 +78,15 @@ def test_the_check_notices_a_lost_past():
     lost = {"model.residual.attention.branch_gain": 0.0}  # tokens no longer see each other
     with pytest.raises(AssertionError, match="the past is lost"):
         check_causal(influence(lost))
+
+
+def test_the_check_notices_a_back_end_that_forgets_the_mask(monkeypatch):
+    def forgetful(call):
+        return reference_attention(dataclasses.replace(call, mask=Mask(causal=False)))
+
+    monkeypatch.setitem(BACKENDS._entries, "reference", dataclasses.replace(BACKENDS["reference"], build=forgetful))
+    found = influence({})
+    with pytest.raises(AssertionError, match="the future leaks"):
+        check_no_future(found)
+    with pytest.raises(AssertionError, match="the future leaks"):
+        check_causal(found)

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import itertools
-import math
 import random
 
 import numpy as np
 import pytest
 
 from tests.model.test_cache import PIECES, check_cached_equals_full
-from tests.model.test_causality import BY_TOKEN, check_causal, influence
-from tests.model.test_variants import check_every_leaf_learns, parameter_formula
-from tests.tiny import LENGTH, VOCAB, declared, label, tiny
+from tests.model.test_causality import BY_TOKEN, check_no_future, influence
+from tests.model.test_variants import check_every_leaf_learns, check_parameter_count
+from tests.tiny import LENGTH, label, tiny
 from transformer.errors import ConfigError, UserError
 from transformer.model import declare
 
@@ -53,21 +52,19 @@ def test_the_draw_is_legal_varied_and_selective():
 
 @pytest.mark.parametrize("overrides", PAIRS, ids=label)
 def test_parameters_are_counted_right(overrides):
-    count = sum(math.prod(shape) for shape, _ in declared(tiny(overrides)).values())
-    assert count == parameter_formula(tiny(overrides), VOCAB)
+    check_parameter_count(tiny(overrides))
 
 
 @pytest.mark.parametrize("overrides", PAIRS, ids=label)
 def test_nothing_comes_from_the_future(overrides):
     found = influence(overrides, moved=True)
-    future = found[np.triu(np.ones_like(found, bool), k=1)]
     assert np.isfinite(found).all()
     model = declare(tiny(overrides))
     if model.causal and not model.looks_ahead:
-        assert np.all(future == 0.0)
+        check_no_future(found)
     else:
         with pytest.raises(AssertionError, match="the future leaks"):
-            check_causal(found)
+            check_no_future(found)
 
 
 @pytest.mark.parametrize("overrides", PAIRS, ids=label)

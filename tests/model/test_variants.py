@@ -18,6 +18,7 @@ from tests.tiny import (
     BATCH,
     LENGTH,
     NEEDED,
+    VOCAB,
     called,
     declared,
     initial,
@@ -35,6 +36,7 @@ from transformer.config import resolve, schema
 from transformer.data.batch import Batch
 from transformer.errors import ConfigError
 from transformer.model import build, declare
+from transformer.model.feedforward import FEEDFORWARDS
 from transformer.schema import Config, Model
 from transformer.training.schedules import unit_schedule
 from transformer.training.step import Program
@@ -124,12 +126,21 @@ def training_program(config: Config) -> str:
     return str(jax.make_jaxpr(program.train_step)(program.init(0), window, jnp.int32(0), hyper))
 
 
+def check_changes_the_step(a: Config, b: Config) -> None:
+    assert training_program(a) != training_program(b), "this field changes nothing in training"
+
+
 @pytest.mark.parametrize("info", [i for i in PLAIN if i.path in IN_TRAINING_ONLY], ids=lambda i: i.path)
 def test_every_field_of_training_changes_the_step(info):
     context, overrides = other_value(info)
     assert same(tiny(context), tiny(overrides))
-    assert training_program(tiny(context)) != training_program(tiny(overrides))
+    check_changes_the_step(tiny(context), tiny(overrides))
     assert training_program(tiny(context)) == training_program(tiny(context))
+
+
+def test_the_check_notices_a_field_that_changes_no_step():
+    with pytest.raises(AssertionError, match="changes nothing"):
+        check_changes_the_step(tiny(), tiny({"train.log_every": 3}))
 
 
 @pytest.mark.parametrize("info", [i for i in PLAIN if i.path not in IN_TRAINING_ONLY], ids=lambda i: i.path)
@@ -320,6 +331,10 @@ def unscored_attention(m: Model) -> int:
     return attention_parameters(dataclasses.replace(m, attention=dataclasses.replace(m.attention, **plain)))
 
 
+def check_parameter_count(config: Config) -> None:
+    assert sum(math.prod(shape) for shape, _ in declared(config).values()) == parameter_formula(config, VOCAB)
+
+
 @pytest.mark.parametrize(
     "overrides",
     [
@@ -344,8 +359,14 @@ def unscored_attention(m: Model) -> int:
     ids=label,
 )
 def test_parameter_count_equals_the_formula(overrides):
-    config = tiny(overrides)
-    assert sum(math.prod(shape) for shape, _ in declared(config).values()) == parameter_formula(config, 11)
+    check_parameter_count(tiny(overrides))
+
+
+def test_the_check_notices_a_matrix_too_many(monkeypatch):
+    gated = dataclasses.replace(FEEDFORWARDS["relu"], build=FEEDFORWARDS["reglu"].build)
+    monkeypatch.setitem(FEEDFORWARDS._entries, "relu", gated)
+    with pytest.raises(AssertionError):
+        check_parameter_count(tiny({"model.ffn.kind": "relu"}))
 
 
 def test_the_reference_model_has_the_size_its_config_file_says():
