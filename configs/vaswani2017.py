@@ -11,8 +11,9 @@ minutes on two cores, every sentence of the test split right (exact match 1.0, l
 Shape and formulas are those of the paper, in the layout that tests/golden compares with Hugging Face's Marian, a model
 of this design (with biases in attention, which the paper does not mention). The named sizes keep the 37,000 rows of
 the paper's joint vocabulary, but translate the same made-up languages until data.source and data.vocabulary say
-otherwise (configs/translation.py shows pairs from a file). The paper's rate falls with the inverse square root of the
-step, here it falls by half a cosine; its batches hold 25,000 tokens a side.
+otherwise (configs/translation.py shows pairs from a file). The named sizes warm up and then fall with the
+inverse square root of the step, as in the paper; the tiny one falls by half a cosine. The paper's batches hold 25,000
+tokens a side.
 """
 
 from transformer.analysis.presets import VASWANI_STYLE, sized
@@ -43,6 +44,7 @@ RECIPE = {
     "train.checkpoint_every": 1000,
     "optimizer.learning_rate": 7e-4,
     "optimizer.warmup_steps": 4000,
+    "optimizer.schedule": "inverse_sqrt",
     "optimizer.beta2": 0.98,
     "optimizer.epsilon": 1e-9,
     "optimizer.weight_decay": 0.0,

@@ -41,7 +41,8 @@ def check_shape(x: np.ndarray, final: float) -> None:
 
 @pytest.mark.parametrize("kind", SCHEDULES)
 def test_shape(kind):
-    check_shape(rates(kind), 1.0 if kind == "constant" else FINAL)
+    final = {"constant": 1.0, "inverse_sqrt": math.sqrt(WARMUP / STEPS)}  # these take no final fraction
+    check_shape(rates(kind), final.get(kind, FINAL))
 
 
 def test_the_check_notices_other_shapes():
@@ -63,6 +64,7 @@ def test_kinds_against_optax():
         "linear": optax.linear_schedule(1.0, FINAL, decay),
         "cosine": optax.cosine_decay_schedule(1.0, decay, FINAL),
         "wsd": optax.linear_schedule(1.0, FINAL, round(0.2 * decay), transition_begin=round(0.8 * decay)),
+        "inverse_sqrt": lambda t: math.sqrt(WARMUP / (WARMUP + t)),
     }
     assert set(theirs) == set(SCHEDULES)
     slope = 1.2 * math.pi / 2 / decay / 0.2  # one step to either side is a matter of convention
@@ -78,6 +80,16 @@ def test_wsd_is_stable_then_straight():
         np.testing.assert_allclose(x[: len(x) - decay], 1.0)
         np.testing.assert_allclose(np.diff(x[-decay:]), -(1 - FINAL) / decay, rtol=0.05)
     assert np.all(rates("wsd", decay_fraction=0.0)[WARMUP:-1] == 1.0)
+
+
+def test_inverse_sqrt_is_equation_3_of_the_paper():
+    """d_model^-0.5 * min(step^-0.5, step * warmup^-1.5), steps counted from 1, divided by its peak."""
+    for warmup in (WARMUP, 1, STEPS):
+        step = np.arange(1, STEPS + 1)
+        published = 512**-0.5 * np.minimum(step**-0.5, step * warmup**-1.5)
+        found = rates("inverse_sqrt", warmup_steps=warmup)
+        np.testing.assert_allclose(found, published / published.max(), rtol=1e-5)
+    np.testing.assert_allclose(rates("inverse_sqrt", warmup_steps=0), np.arange(1, STEPS + 1) ** -0.5, rtol=1e-5)
 
 
 def test_cosine_is_halfway_in_the_middle():

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from transformer.registry import Registry
 from transformer.schema import Config, field
 
-# A shape maps progress after warm-up, in [0, 1], to a factor that starts at 1.
+# A shape maps progress after warm-up, in [0, 1], to a factor that starts at 1, or where one step from there leads.
 Shape = Callable[[jax.Array], jax.Array]
 SCHEDULES = Registry("optimizer.schedule")
 
@@ -49,16 +49,27 @@ def warmup_stable_decay(config: Config) -> Shape:
     return lambda progress: 1.0 - (1.0 - end) * jnp.clip((progress - (1.0 - share)) / max(share, 1e-9), 0.0, 1.0)
 
 
+@SCHEDULES.register("inverse_sqrt", paper="Vaswani et al. 2017, eq. 3")
+def inverse_sqrt(config: Config) -> Shape:
+    """Falls with the square root of the step, counted from 1: sqrt(steps of warm-up / step)."""
+    warmup, decay_steps = warmup_steps(config), _decay_steps(config)
+    return lambda progress: jnp.sqrt(max(1, warmup) / (warmup + 1 + progress * decay_steps))
+
+
 def warmup_steps(config: Config) -> int:
     """Steps of linear warm-up; 4% of the run where the config leaves it open."""
     asked = config.optimizer.warmup_steps
     return round(0.04 * config.train.steps) if asked < 0 else asked
 
 
+def _decay_steps(config: Config) -> int:
+    return max(1, config.train.steps - warmup_steps(config))
+
+
 def unit_schedule(config: Config) -> Callable[[jax.Array], jax.Array]:
     """step (int32, from 0) -> learning rate / peak. Warm-up ends at the peak on its last step."""
     warmup, shape = warmup_steps(config), SCHEDULES.build(config.optimizer.schedule, config)
-    decay_steps = max(1, config.train.steps - warmup)
+    decay_steps = _decay_steps(config)
 
     def schedule(step: jax.Array) -> jax.Array:
         rising = (step + 1) / max(1, warmup)
