@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import jax
 import pytest
 
+from tests.tiny import BATCH, LENGTH, tiny
 from transformer.analysis import estimate
+from transformer.training import run
+from transformer.training.run import load_dataset, make_program
 
 
 class Clock:
@@ -33,3 +37,26 @@ def test_a_machine_that_is_always_slow_is_called_slow(monkeypatch):
 
 def test_durations_are_read_at_a_glance():
     assert [estimate.duration(s) for s in (0.2, 89, 300, 9000)] == ["1 s", "89 s", "5 min", "2.5 h"]
+
+
+@pytest.mark.parametrize(
+    "family",
+    [{}, {"model.family": "encoder_decoder", "data.task_layout": "pair"}],
+    ids=["decoder", "encoder_decoder"],
+)
+def test_a_task_is_costed_by_its_own_rows(monkeypatch, family):
+    """Whatever data.sequence_length says: the task makes its rows."""
+    monkeypatch.setattr(estimate, "achievable_flops_per_second", lambda: 1e9)
+    told = []
+    for length in (LENGTH, 64 * LENGTH):
+        task = {"data.source": "task", "data.task": "copy", "data.task_length": 3, "data.sequence_length": length}
+        config = tiny({"model.vocab_size": 0, **task, **family})
+        dataset = load_dataset(config)
+        program = make_program(config, dataset)
+        drawn = jax.eval_shape(dataset.read(BATCH), None, jax.ShapeDtypeStruct((2,), "uint32"))
+        assert program.layout == dataset.layout
+        assert program.abstract_batch.tokens_BL.shape == drawn.tokens_BL.shape
+        told.append(run._costs(program, config, program.init(0)))
+    assert told[0] == told[1]
+    tokens = config.train.steps * BATCH * dataset.layout.positions
+    assert f"{tokens / 1e6:.2f}M tokens" in told[0]

@@ -60,13 +60,13 @@ def test_every_objective_is_listed_here():
 @pytest.mark.parametrize("kind", ["mlm", "next_sentence", "prefix", "span", "denoise"])
 def test_corruption_is_a_function_of_the_key_and_of_the_row(kind):
     objective = made(kind)
-    first, again, other = (prepared(objective, key) for key in (0, 0, 1))
+    first, again, *others = (prepared(objective, key) for key in (0, 0, 1, 2, 3))
     same = jax.tree.map(np.array_equal, first, again)
     assert all(jax.tree.leaves(same))
-    assert not all(jax.tree.leaves(jax.tree.map(np.array_equal, first, other)))
-    if kind != "next_sentence":  # whose pairs come from the other rows of the batch
-        part = objective.prepare(text(objective).take(slice(2, 4)), jax.random.key(0), 2)
-        assert all(jax.tree.leaves(jax.tree.map(np.array_equal, part, first.take(slice(2, 4)))))
+    differ = [not all(jax.tree.leaves(jax.tree.map(np.array_equal, first, other))) for other in others]
+    assert all(differ) or (kind == "next_sentence" and any(differ))  # which draws one bit for two rows
+    part = objective.prepare(text(objective).take(slice(2, 4)), jax.random.key(0), 2)
+    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, part, first.take(slice(2, 4)))))
 
 
 # --- Masked tokens -----------------------------------------------------------------------------------------------
@@ -101,13 +101,27 @@ def test_half_the_pairs_follow_each_other():
     batch = prepared(made("next_sentence"))
     half = LENGTH // 2 - 1
     vocabulary = made("next_sentence").known_vocabulary
-    assert batch.labels.sum() == ROWS // 2
+    assert (batch.labels[::2] + batch.labels[1::2] == 1).all()
+    drawn = [prepared(made("next_sentence"), key).labels.tolist() for key in range(5)]
+    assert len({tuple(labels) for labels in drawn}) > 2
     assert (batch.tokens_BL[:, 0] == vocabulary.special("cls")).all()
     assert (batch.tokens_BL[:, half + 1] == vocabulary.special("sep")).all()
     firsts, seconds = TEXT[:, :half], TEXT[:, half : 2 * half]
     for b, label in enumerate(batch.labels):
         assert batch.tokens_BL[b, 1 : half + 1].tolist() == firsts[b].tolist()
-        assert batch.tokens_BL[b, half + 2 :].tolist() == seconds[b - label].tolist()
+        assert batch.tokens_BL[b, half + 2 :].tolist() == seconds[b ^ label].tolist()
+
+
+def test_the_size_of_an_evaluation_batch_changes_no_pair():
+    """Four and two rows give what six give."""
+    objective = made("next_sentence")
+    whole, key = prepared(objective), jax.random.key(0)
+    parts = [objective.prepare(text(objective).take(rows), key, rows.start) for rows in (slice(0, 4), slice(4, 6))]
+    for all_rows, *halves in zip(*map(jax.tree.leaves, (whole, *parts)), strict=True):
+        np.testing.assert_array_equal(np.concatenate(halves), all_rows)
+    for path in ("train.batch_size", "eval.batch_size"):
+        with pytest.raises(ConfigError, match=rf"{path}=5 must be even"):
+            tiny({**overrides("next_sentence"), path: 5})
 
 
 # --- Sequences to sequences --------------------------------------------------------------------------------------

@@ -71,7 +71,7 @@ def train_operations(program: Program) -> Operations:
 
 
 def _tokens(program: Program) -> int:
-    return program.config.train.batch_size * program.config.data.sequence_length
+    return program.config.train.batch_size * program.layout.length
 
 
 @functools.lru_cache(maxsize=256)
@@ -143,7 +143,7 @@ def report(config: Config) -> list[Table]:
         rows.append((f"{name}: not counted", "?", "?"))
     tables.append(
         (
-            f"floating-point operations per token, windows of {config.data.sequence_length:,}",
+            f"floating-point operations per token, rows of {program.layout.length:,}",
             ("", "forward", "training step"),
             rows,
         )

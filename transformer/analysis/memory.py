@@ -106,7 +106,7 @@ def cache_bytes(program: Program, tokens: int = 0, batch: int = 1) -> int:
     model: Any = program.model(program.abstract_state)
     if not hasattr(model, "empty_cache"):
         raise UserError(f"model.family={program.config.model.family} reads whole texts: it decodes without a cache.")
-    capacity = tokens or program.config.data.sequence_length
+    capacity = tokens or program.layout.length
     return state_bytes(jax.eval_shape(lambda: model.empty_cache(batch, capacity)))
 
 
@@ -147,13 +147,16 @@ def _is_plain(aval: Any) -> bool:
     return isinstance(aval.dtype, np.dtype)
 
 
-def activation_bytes(config: Config, vocab_size: int) -> int:
+def activation_bytes(config: Config, vocab_size: int, length: int = 0) -> int:
     """Rough bytes of activations kept for the backward pass of one microbatch, without tracing.
 
     Counts, per token and layer, about 10 vectors of d_model, the hidden vector twice, and the scores of each head
     three times; plus logits and their gradient once.
+
+    Args:
+      length: tokens of a row, those of its source included; 0: data.sequence_length.
     """
-    model, length = config.model, config.data.sequence_length
+    model, length = config.model, length or config.data.sequence_length
     batch = config.train.batch_size // config.train.accumulate
     itemsize = 2 if config.numerics.compute_dtype == "bfloat16" else 4
     kinds = layer_kinds(model)

@@ -95,13 +95,20 @@ class Generated(Dataset):
         return float(padding) / float(positions)
 
 
+def fitted(task: Any, layout: Layout) -> Layout:
+    """The layout with the lengths of a task's training rows."""
+    shape: Batch = task.shape("train")
+    source_length = 0 if shape.source_BS is None else shape.source_BS.shape[1]
+    return dataclasses.replace(layout, length=shape.tokens_BL.shape[1] - layout.overlap, source_length=source_length)
+
+
 def load(task: Any, section: Data, layout: Layout) -> Generated:
     """The batches of a task, its rows as long as the task makes them.
 
     Raises:
       DataError: the objective needs a part of a batch that the task does not give.
     """
-    shape: Batch = jax.eval_shape(lambda key: task.sample(key, 1, "train"), jax.random.key(0))
+    shape: Batch = task.shape("train")
     if layout.pairs == "separate" and shape.source_BS is None:
         raise DataError(
             f"data.task={section.task} gives no source, which an encoder-decoder reads; set data.task_layout=pair."
@@ -113,8 +120,7 @@ def load(task: Any, section: Data, layout: Layout) -> Generated:
             f"data.task={section.task} gives no label per {layout.labels}; set data.task_layout={names[wanted]} where "
             "the task has it."
         )
-    source_length = 0 if shape.source_BS is None else shape.source_BS.shape[1]
-    layout = dataclasses.replace(layout, length=shape.tokens_BL.shape[1] - layout.overlap, source_length=source_length)
+    layout = fitted(task, layout)
     vocabulary = task.vocabulary.with_specials(layout.specials)
     digest = hashlib.sha256(json.dumps(vocabulary.to_dict(), sort_keys=True).encode())
     for split in task.splits:

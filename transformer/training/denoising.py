@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 
 from transformer.data import corruption
 from transformer.data.batch import Batch, Layout
+from transformer.data.batching import Dataset
 from transformer.data.corruption import SpanSizes
 from transformer.data.vocabularies import Vocabulary
 from transformer.registry import Registry
@@ -108,8 +110,9 @@ class MaskedLM(Objective):
 
 
 def _pair_problem(config: Config) -> str | None:
-    if min(config.train.batch_size, config.eval.batch_size or config.train.batch_size) < 2:
-        return "takes unrelated passages from the other rows of a batch, so train.batch_size must be at least 2."
+    for name, rows in (("train.batch_size", config.train.batch_size), ("eval.batch_size", config.eval.batch_size)):
+        if rows % 2:
+            return f"exchanges passages between two neighbouring rows, so {name}={rows} must be even."
     if config.data.sequence_length < 4:
         return f"data.sequence_length={config.data.sequence_length} leaves no room for two passages; use 4 or more."
     if config.model.head.kind == "classify" and config.model.head.num_labels != 2:
@@ -121,8 +124,8 @@ def _pair_problem(config: Config) -> str | None:
 class NextSentence(Objective):
     """Does the second passage follow the first (label 0), or is it another row's (label 1)? Half the rows each.
 
-    A passage is half a window of text. Rows read [cls] first [sep] second. Which rows are exchanged, and with whom,
-    depends on the batch, so `eval.batch_size` matters here.
+    A passage is half a window of text. Rows read [cls] first [sep] second. Of rows 0 and 1, 2 and 3, ... one, drawn by
+    lot, is given the second passage of the other, so the size of an evaluation batch changes nothing.
     """
 
     specials = ("cls", "sep")
@@ -134,12 +137,13 @@ class NextSentence(Objective):
 
     def prepare(self, batch: Batch, key: jax.Array, first_row: jax.Array | int = 0) -> Batch:
         rows, half = batch.rows, batch.tokens_BL.shape[1] // 2
-        order_B = jax.random.permutation(jax.random.fold_in(key, first_row), rows)
-        labels_B = (order_B < rows // 2).astype(jnp.int32)
+        pairs_P = jax.vmap(jax.random.bernoulli)(corruption.row_keys(key, first_row // 2, rows // 2))
+        labels_B = jnp.stack([pairs_P, ~pairs_P], axis=1).reshape(rows).astype(jnp.int32)
+        other_B = jnp.arange(rows) ^ 1
 
         def join(x_BL: jax.Array, cls: int, sep: int) -> jax.Array:
             first_BT, second_BT = x_BL[:, :half], x_BL[:, half:]
-            second_BT = jnp.where(labels_B[:, None] == 1, jnp.roll(second_BT, 1, axis=0), second_BT)
+            second_BT = jnp.where(labels_B[:, None] == 1, second_BT[other_B], second_BT)
             column_B1 = jnp.ones((rows, 1), x_BL.dtype)
             return jnp.concatenate([cls * column_B1, first_BT, sep * column_B1, second_BT], axis=1)
 
@@ -151,6 +155,9 @@ class NextSentence(Objective):
             whole_BL = join((weights_BL > 0).astype(jnp.float32), 1, 1).all(axis=1, keepdims=True)
             weights_BL = jnp.broadcast_to(whole_BL, tokens_BL.shape).astype(jnp.float32)
         return Batch(tokens_BL, weights_BL=weights_BL, segments_BL=segments_BL, labels=labels_B)
+
+    def bounds(self, dataset: Dataset, split: str) -> dict[str, float]:
+        return {"label": math.log(2)}
 
     def losses(self, model: Any, batch: Batch, key: jax.Array | None, train: bool) -> TokenLosses:
         logits_BC = model(batch.tokens_BL, **apart(batch.segments_BL), dropout_key=key, train=train)
@@ -180,6 +187,9 @@ def _span_problem(config: Config) -> str | None:
 @OBJECTIVES.register("span", parameters=SpanParameters, paper="Raffel et al. 2020 (T5)", check=_span_problem)
 class SpanCorruption(Seq2Seq):
     """Spans of the text are replaced by one sentinel each; the target lists each sentinel and what it hides."""
+
+    def bounds(self, dataset: Dataset, split: str) -> dict[str, float]:
+        return {}  # its targets are text and sentinels, in proportions of their own
 
     @staticmethod
     def sizes(config: Config) -> SpanSizes:
@@ -221,6 +231,8 @@ class SpanCorruption(Seq2Seq):
 @OBJECTIVES.register("denoise", parameters=SpanParameters, paper="Lewis et al. 2020 (BART)", check=_span_problem)
 class Denoising(SpanCorruption):
     """Spans of the text are replaced by one mask token each; the target is the whole text."""
+
+    bounds = Objective.bounds
 
     @classmethod
     def marks(cls, config: Config) -> tuple[str, ...]:

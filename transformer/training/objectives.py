@@ -10,9 +10,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from transformer.data import generated
 from transformer.data.batch import Batch, Layout, positions_in_segments
-from transformer.data.batching import PACKINGS
-from transformer.data.corpora import is_text
+from transformer.data.batching import PACKINGS, Dataset
+from transformer.data.corpora import SOURCES, is_text
 from transformer.data.corruption import row_keys
 from transformer.data.vocabularies import Bytes, Vocabulary
 from transformer.errors import DataError
@@ -102,6 +103,10 @@ class Objective:
         """
         del key, first_row
         return batch
+
+    def bounds(self, dataset: Dataset, split: str) -> dict[str, float]:
+        """What simple predictors score on its targets, nats per target."""
+        return dataset.bounds(split)
 
     def losses(self, model: Any, batch: Batch, key: jax.Array | None, train: bool) -> TokenLosses:
         """Losses of a prepared batch.
@@ -388,9 +393,12 @@ def objective_class(config: Config) -> type[Objective]:
     return build
 
 
+@functools.lru_cache(maxsize=64)
 def layout_of(config: Config) -> Layout:
-    """How the objective of a config wants its rows."""
-    layout = objective_class(config).layout(config)
+    """How the objective of a config wants its rows; those of a task are as long as the task makes them."""
+    layout, source = objective_class(config).layout(config), config.data.source
+    if "drawn" in SOURCES[source].traits:
+        layout = generated.fitted(SOURCES.build(source, config.data), layout)
     return dataclasses.replace(layout, packed=PACKINGS.build(config.data.packing))
 
 

@@ -142,7 +142,11 @@ def bytes_per_member(program: Program) -> int:
     """Estimated bytes one more member takes: its state, gradients and new parameters, and its activations."""
     state = program.abstract_state
     in_flight = 2 * memory.state_bytes(state.params)
-    return memory.state_bytes(state) + in_flight + memory.activation_bytes(program.config, program.vocab_size)
+    return (
+        memory.state_bytes(state)
+        + in_flight
+        + memory.activation_bytes(program.config, program.vocab_size, program.layout.positions)
+    )
 
 
 def available_bytes() -> int:

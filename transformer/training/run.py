@@ -80,7 +80,7 @@ def train(
             raise
         padding = f"; {dataset.pad_share:.0%} of the positions are padding" if dataset.pad_share else ""
         say(f"data: {dataset.description}; fingerprint {dataset.fingerprint}{padding}")
-        say(_bounds(dataset))
+        say(_bounds(dataset, program))
         checkpoints = Checkpoints(run.path / "checkpoints", config.train.keep_checkpoints, warn=say)
         stack.enter_context(contextlib.closing(checkpoints))
         state, progress = _start_or_resume(config, program, dataset, checkpoints)
@@ -243,20 +243,21 @@ def device_facts(config: Config) -> dict[str, Any]:
 # --- What a user is told before the first step -------------------------------------------------------------------
 
 
-def _bounds(dataset: Dataset) -> str:
-    bounds = dataset.bounds("validation")
+def _bounds(dataset: Dataset, program: Program) -> str:
+    bounds = program.objective.bounds(dataset, "validation")
     chance = dataset.chance("validation")
     told = [f"{name} entropy {nats:.3f} nats per target" for name, nats in bounds.items()]
     told += [] if chance is None else [f"accuracy by chance {chance:.3f}"]
-    return "validation data: " + ", ".join(told or ["answers are certain"])
+    return "validation data: " + (", ".join(told) or "no simple mark for these targets")
 
 
 def _costs(program: Program, config: Config, state: TrainState) -> str:
     counts = accounting.parameters_by_component(state.params)
-    tokens = config.train.steps * config.train.batch_size * layout_of(config).positions
-    flops = accounting.train_operations(program).products * tokens
+    rows, layout = config.train.steps * config.train.batch_size, program.layout
+    tokens = rows * layout.positions
+    flops = accounting.train_operations(program).products * rows * layout.length
     seconds = flops / estimate.achievable_flops_per_second()
-    needed = memory.state_bytes(state) + memory.activation_bytes(config, program.vocab_size)
+    needed = memory.state_bytes(state) + memory.activation_bytes(config, program.vocab_size, layout.positions)
     parts = ", ".join(f"{name} {count:,}" for name, count in sorted(counts.items(), key=lambda item: -item[1]))
     return (
         f"model: {sum(counts.values()):,} parameters ({parts})\n"

@@ -15,7 +15,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from transformer.data.batch import Batch
+from transformer.data.batch import Batch, Layout
 from transformer.data.batching import Read, read_windows
 from transformer.data.vocabularies import Vocabulary
 from transformer.model import data_seed, declare, init_seed, split
@@ -90,7 +90,7 @@ class Program:
         self.roles = roles(self.declared)
         self.optimizer = Optimizer(config, self.roles)
         self.objective: Objective = OBJECTIVES.build(config.objective.kind, config, vocabulary)
-        self.read = read or read_windows(layout_of(config))
+        self.read = read or read_windows(self.layout)
         self.bytes_per_token = np.asarray(bytes_per_token, np.int32)
         train = config.train
         self.placement = make_placement(config)
@@ -120,9 +120,14 @@ class Program:
         return state if self.placement is None else self.placement.abstract(state)
 
     @property
+    def layout(self) -> Layout:
+        """How the rows of its batches are filled."""
+        return layout_of(self.config)
+
+    @property
     def abstract_batch(self) -> Batch:
         """Shapes and dtypes of what `train_step` is given, without padding."""
-        return layout_of(self.config).abstract_batch(self.config.train.batch_size)
+        return self.layout.abstract_batch(self.config.train.batch_size)
 
     @property
     def abstract_prepared(self) -> Batch:
