@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 from absl import flags
@@ -10,13 +11,16 @@ from transformer import command_line
 from transformer.errors import UserError
 
 USAGE = """usage: python eval.py --workdir=DIR [--checks=loss,position,generate] [--split=validation]
-                      [--checkpoint=last]
+                      [--checkpoint=last] [--decode=FIELD=VALUE ...]
 
-Shows loss and bits per byte, loss by position and a sample of text; writes them to DIR/eval.json."""
+Shows loss and bits per byte, loss by position and what the model writes: continuations, answers, filled gaps. Further
+checks: translate (BLEU, for pairs) and shots (accuracy by examples in context). Writes them to DIR/eval.json.
+--decode=sampler=beam --decode=beams=8 decodes in another way than the run's config says."""
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Run directory of a training run.")
 CHECKS = flags.DEFINE_list("checks", ["loss", "position", "generate"], "What to measure.")
 SPLIT = flags.DEFINE_string("split", "validation", "Split: train, validation, or test where there is one.")
+DECODE = flags.DEFINE_multi_string("decode", [], "FIELD=VALUE of decode.*, instead of the run's; may be repeated.")
 CHECKPOINT = flags.DEFINE_enum("checkpoint", "last", ["last", "best"], "Newest or lowest validation loss.")
 
 
@@ -29,6 +33,7 @@ def main() -> int:
     prepare()
     import jax
 
+    from transformer.config import replace
     from transformer.inference.checks import CHECKS as REGISTRY
     from transformer.inference.checks import open_subject
     from transformer.inference.show import show
@@ -37,6 +42,8 @@ def main() -> int:
 
     entries = [REGISTRY[name] for name in CHECKS.value]
     run = load(WORKDIR.value, CHECKPOINT.value)
+    overrides = command_line.assignments(DECODE.value, prefix="decode.")
+    run = dataclasses.replace(run, config=replace(run.config, overrides))
     subject = open_subject(run, SPLIT.value)
     results = {}
     # Compiled evaluation has its precision; checks that call the model themselves take it from here.

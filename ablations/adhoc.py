@@ -2,34 +2,14 @@
 
 from __future__ import annotations
 
-import ast
 import hashlib
-from typing import Any
 
 from ablations import catalog
 from ablations.profiles import standard
 from ablations.schema import Ablation, Arm, Contrast
-from transformer.errors import ConfigError
+from transformer import command_line
 
 CLAIM = "ad_hoc"
-
-
-def parse(assignments: list[str]) -> dict[str, Any]:
-    """`["model.norm.kind=rmsnorm", "model.d_model=96"]` -> overrides.
-
-    Raises:
-      ConfigError: an assignment without `=`.
-    """
-    overrides: dict[str, Any] = {}
-    for assignment in assignments:
-        path, separator, text = assignment.partition("=")
-        if not separator:
-            raise ConfigError(f"{assignment!r} is not FIELD=VALUE, for example model.norm.kind=rmsnorm")
-        try:
-            overrides[path] = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            overrides[path] = text
-    return overrides
 
 
 def register(assignments: list[str], profile: str) -> str:
@@ -37,7 +17,7 @@ def register(assignments: list[str], profile: str) -> str:
 
     The contrast is an equivalence, since no direction was claimed: supported means no practical difference.
     """
-    overrides = parse(assignments)
+    overrides = command_line.assignments(assignments)
     question = f"What if {', '.join(assignments)}?"
     ablation = Ablation(
         question=question,

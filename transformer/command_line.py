@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import difflib
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,29 @@ def config_from_flag() -> ConfigFlag:
         raise ConfigError(problem) from error
     stem = Path(file).stem
     return ConfigFlag(resolve(values), stem.removeprefix("ablation_"), arm)
+
+
+def assignments(texts: Iterable[str], prefix: str = "") -> dict[str, Any]:
+    """`["model.norm.kind=rmsnorm", "model.d_model=96"]` -> overrides.
+
+    Args:
+      prefix: stands before every field.
+
+    Raises:
+      ConfigError: an assignment without `=`.
+    """
+    known, overrides = known_fields(), {}
+    for text in texts:
+        path, separator, value = text.partition("=")
+        if not separator:
+            raise ConfigError(f"{text!r} is not FIELD=VALUE, for example model.norm.kind=rmsnorm")
+        path = prefix + path
+        try:
+            free_text = path in known and known[path].type is str and not known[path].kinds
+            overrides[path] = value if free_text else ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            overrides[path] = value
+    return overrides
 
 
 def run(main: Callable[[], int], usage: str) -> None:

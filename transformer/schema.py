@@ -263,12 +263,15 @@ class Eval(Section):
 class Decode(Section):
     """Generating text."""
 
-    prompt: str = field("", "text to continue; empty: the first tokens of the validation split")
+    prompt: str = field(
+        "", "text to continue, translate or fill, special tokens as <mask>; empty: from the evaluated split"
+    )
     max_new_tokens: int = field(200, "tokens to generate; 0: none")
     sampler: str = choice(
         "sample", "transformer.inference.sampling:SAMPLERS", "how tokens are chosen; greedy is always shown too"
     )
     cache: str = choice("full", "transformer.model.cache:CACHES", "which earlier tokens are kept while decoding")
+    fill: str = choice("mask_predict", "transformer.inference.masked:FILLERS", "how an encoder fills masked places")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,19 +16,6 @@ def forgotten(monkeypatch):
     monkeypatch.setattr(catalog, "_added", {})
 
 
-@pytest.mark.parametrize(
-    ("text", "value"),
-    [("rmsnorm", "rmsnorm"), ("96", 96), ("1e-3", 1e-3), ("True", True), ("('a', 'b')", ("a", "b")), ("a=b", "a=b")],
-)
-def test_values_are_read_as_python_or_text(text, value):
-    assert adhoc.parse([f"model.norm.kind={text}"]) == {"model.norm.kind": value}
-
-
-def test_an_assignment_needs_a_value():
-    with pytest.raises(ConfigError, match=r"'model\.norm\.kind' is not FIELD=VALUE, for example"):
-        adhoc.parse(["model.norm.kind"])
-
-
 def test_the_question_is_an_ablation_within_the_limits_of_every_profile():
     for profile in STANDARD:
         name = adhoc.register(["model.norm.kind=rmsnorm", "model.num_layers=1"], profile)

@@ -26,6 +26,7 @@ _PIECES = re.compile(r" ?\w+| ?[^\w\s]+|\s")
 class Learned(Vocabulary):
     """A vocabulary whose pieces were counted in a corpus; one more id separates documents where that is asked for."""
 
+    joint = " "
     separated: bool
 
     def _number(self, bytes_of_pieces: Iterable[int], separated: bool) -> None:

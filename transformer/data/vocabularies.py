@@ -5,6 +5,8 @@ from __future__ import annotations
 import abc
 import copy
 import dataclasses
+import itertools
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
@@ -31,6 +33,7 @@ class Vocabulary(abc.ABC):
       bytes_per_token: int32 [size], bytes of UTF-8 each id stands for, for bits per byte.
       specials: name -> id of the ids that stand for no text.
       added: names of the specials that objective and source asked for, in the order of their ids.
+      joint: what stands between a special token and its neighbours where it is written out.
     """
 
     name: ClassVar[str]
@@ -39,6 +42,7 @@ class Vocabulary(abc.ABC):
     bytes_per_token: np.ndarray
     specials: Mapping[str, int]
     added: tuple[str, ...] = ()
+    joint: ClassVar[str] = ""
 
     def special(self, name: str) -> int:
         """The id of a special token: pad, bos, eos, mask, cls, sep, or sentinel_0, sentinel_1, ...
@@ -80,6 +84,23 @@ class Vocabulary(abc.ABC):
     @abc.abstractmethod
     def decode(self, ids: Iterable[int] | np.ndarray) -> str:
         """Ids to text. Ids that stand for no text leave no trace; bytes that are no UTF-8 become U+FFFD."""
+
+    def spell(self, ids: Iterable[int] | np.ndarray) -> str:
+        """As `decode`, with special tokens written as <name>, but for those that only begin, end or fill a row."""
+        names, pieces = {i: name for name, i in self.specials.items()}, []
+        for special, run in itertools.groupby(np.asarray(ids).reshape(-1).tolist(), names.__contains__):
+            if special:
+                pieces += [f"<{names[i]}>" for i in run if names[i] not in ("pad", "bos", "eos")]
+            else:
+                pieces.append(self.decode(list(run)))
+        return self.joint.join(pieces)
+
+    def parse(self, text: str) -> np.ndarray:
+        """As `encode`, where <name> stands for a special token: int32 [number of tokens]."""
+        marks = {f"<{name}>": i for name, i in self.specials.items()}
+        pieces = re.split("(" + "|".join(map(re.escape, marks)) + ")", text) if marks else [text]
+        encoded = [[marks[p]] if p in marks else self.encode(p.strip() if self.joint else p) for p in pieces]
+        return np.concatenate(encoded).astype(np.int32)
 
     @abc.abstractmethod
     def parameters(self) -> dict[str, Any]:
@@ -196,6 +217,7 @@ class Symbols(Vocabulary):
     """
 
     name = "symbols"
+    joint = " "
 
     def __init__(self, symbols: Iterable[str]):
         self.symbols = tuple(symbols)

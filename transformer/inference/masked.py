@@ -12,6 +12,10 @@ import numpy as np
 from flax import nnx
 
 from transformer.errors import UserError
+from transformer.registry import Registry
+from transformer.schema import Config, Decode, field
+
+FILLERS = Registry("decode.fill")
 
 
 @jax.tree_util.register_dataclass
@@ -153,3 +157,35 @@ def _fill(
         return jax.nn.log_softmax(jnp.where(answers_V, logits_BTV, -jnp.inf))
 
     return sampler.fill(predict, tokens_BT, free_BT, key)
+
+
+# --- Settings of a config ----------------------------------------------------------------------------------------
+
+
+def _checked(config: Config) -> str | None:
+    """The problem of the chosen way to fill, with the names that its fields have in a config."""
+    found = FILLERS.build(config.decode.fill, config.decode).problem()
+    return None if found is None else f"decode.fill_{found}"
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskPredictParameters:
+    fill_iterations: int = field(10, "passes over the text")
+
+
+@FILLERS.register("mask_predict", parameters=MaskPredictParameters, paper="Ghazvininejad et al. 2019", check=_checked)
+def mask_predict(decode: Decode) -> MaskPredict:
+    """All gaps at once, then the least certain ones again, fewer in each pass."""
+    return MaskPredict(decode.fill_iterations)
+
+
+@dataclasses.dataclass(frozen=True)
+class GibbsParameters:
+    fill_steps: int = field(100, "places drawn per row, with repetition")
+    fill_temperature: float = field(1.0, "logits are divided by it")
+
+
+@FILLERS.register("gibbs", parameters=GibbsParameters, paper="Wang & Cho 2019", traits=("random",), check=_checked)
+def gibbs(decode: Decode) -> Gibbs:
+    """One gap at a time, drawn anew given all the others."""
+    return Gibbs(decode.fill_steps, decode.fill_temperature)

@@ -290,6 +290,10 @@ class InContext(Stream):
         weights_L = jnp.stack([jnp.zeros_like(known_N), known_N], axis=1).reshape(-1)
         return Batch(tokens_L.astype(jnp.int32), weights_L.astype(jnp.float32))
 
+    def examples_before(self, place_N: np.ndarray) -> np.ndarray:
+        """How many whole input-output pairs stand before the tokens at these places of a row."""
+        return place_N // 2
+
     def chance(self, split: str) -> float:
         return 1 / self.outputs
 
