@@ -25,7 +25,7 @@ from transformer.training.step import EVALUATION_SEED
 PROMPT_TOKENS = 16
 ROWS = 32  # of the split that are answered or filled
 SHOWN = 5
-NOTHING = "nothing to generate"
+NOTHING = "nothing_to_generate"
 
 
 @CHECKS.register("generate")

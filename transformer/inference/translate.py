@@ -20,6 +20,17 @@ SHOWN = 20
 BATCH = 64
 
 
+def source_lengths(rows: Batch) -> np.ndarray:
+    """Real tokens of every row's source, int [N]."""
+    return (np.asarray(rows.source_segments_BS) != 0).sum(axis=1)
+
+
+def source_padding(rows: Batch) -> float:
+    """Share of what the encoder reads that is padding, in the batches that `translations` makes."""
+    lengths, longest = source_lengths(rows), np.asarray(rows.source_BS).shape[1]
+    return 1 - lengths.sum() / sum(len(picked) * width for picked, width in length_buckets(lengths, BATCH, longest))
+
+
 def translations(run: LoadedRun, rows: Batch) -> list[np.ndarray]:
     """The greedy translation of every row's source, in the rows' order, without `eos`; at most as long as the targets a
     run was trained on.
@@ -28,9 +39,8 @@ def translations(run: LoadedRun, rows: Batch) -> list[np.ndarray]:
       rows: with sources; batched by length.
     """
     bos, eos = run.vocabulary.special("bos"), run.vocabulary.special("eos")
-    segments_NS = np.asarray(rows.source_segments_BS)
     found: list[np.ndarray] = [np.zeros(0, np.int32)] * rows.rows
-    for picked, width in length_buckets((segments_NS != 0).sum(1), BATCH, segments_NS.shape[1]):
+    for picked, width in length_buckets(source_lengths(rows), BATCH, np.asarray(rows.source_BS).shape[1]):
         full = np.resize(picked, BATCH)  # one shape per width: the last batch repeats rows
         batch = read_rows(rows, jnp.asarray(full))
         made = generate(
@@ -100,6 +110,7 @@ def check_translate(subject: Subject) -> dict[str, Any]:
         "bleu": score,
         "lexicon_bleu": bleu(word_for_word, wanted)[0],
         "sentences": len(sources),
+        "pad_share": source_padding(picked),
         "signature": signature,
         "translations": page,
     }

@@ -271,7 +271,8 @@ class PrefixLM(CausalLM):
 )
 class InContext(CausalLM):
     """As clm, on rows whose targets are the answers to one question after another; `loss_by_position` and
-    `accuracy_by_position` then run over answers: entry k is the answer after k examples."""
+    `accuracy_by_position` then run over the answers that count, in their order; `eval.py --checks=shots`
+    numbers answers by the examples before them."""
 
     def losses(self, model: Any, batch: Batch, key: jax.Array | None, train: bool) -> TokenLosses:
         losses = super().losses(model, batch, key, train)
