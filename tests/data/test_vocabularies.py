@@ -49,6 +49,19 @@ def test_round_trip_and_byte_counts(name):
 
 
 @pytest.mark.parametrize("name", ALL)
+def test_special_tokens_are_written_out_and_read(name):
+    vocabulary = build(name).with_specials(["pad", "mask", "sep", "sentinel_0"])
+    assert vocabulary.parse(TEXT).tolist() == vocabulary.encode(TEXT).tolist()
+    assert vocabulary.spell(vocabulary.encode(TEXT)) == TEXT
+    space = vocabulary.joint
+    text = f"To{space}<mask><sep>{space}be<sentinel_0>".replace("><", f">{space}<").replace("be<", f"be{space}<")
+    ids = vocabulary.parse(text)
+    named = [i for i in ids if i in vocabulary.specials.values()]
+    assert named == [vocabulary.special(special) for special in ("mask", "sep", "sentinel_0")]
+    assert vocabulary.spell([*ids, vocabulary.special("pad")]) == text
+
+
+@pytest.mark.parametrize("name", ALL)
 def test_saved_as_json_and_back(name):
     vocabulary = build(name, "abc", "cabz", "xyz")
     for saved in (vocabulary, vocabulary.with_specials(["sep", "pad", "sentinel_2"])):

@@ -99,7 +99,9 @@ class Vocabulary(abc.ABC):
         """As `encode`, where <name> stands for a special token: int32 [number of tokens]."""
         marks = {f"<{name}>": i for name, i in self.specials.items()}
         pieces = re.split("(" + "|".join(map(re.escape, marks)) + ")", text) if marks else [text]
-        encoded = [[marks[p]] if p in marks else self.encode(p.strip() if self.joint else p) for p in pieces]
+        if self.joint and len(pieces) > 1:
+            pieces = [piece.strip() for piece in pieces]
+        encoded = [[marks[p]] if p in marks else self.encode(p) for p in pieces]
         return np.concatenate(encoded).astype(np.int32)
 
     @abc.abstractmethod
