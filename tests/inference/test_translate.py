@@ -15,6 +15,7 @@ from transformer.errors import UserError
 from transformer.inference import translate
 from transformer.inference.checks import CHECKS, Subject
 from transformer.inference.generate import generate
+from transformer.inference.sampling import Beam, Greedy
 from transformer.training.run import LoadedRun, load_dataset, make_program
 
 PAIRS = {
@@ -82,7 +83,7 @@ def test_buckets_save_padding(pairs):
 
 
 def test_perfect_translations_score_100_and_others_less(pairs, monkeypatch):
-    def perfect(run, rows):
+    def perfect(run, rows, sampler):
         return [row[row < 256] for row in np.asarray(rows.tokens_BL)]
 
     monkeypatch.setattr(translate, "translations", perfect)
@@ -91,8 +92,35 @@ def test_perfect_translations_score_100_and_others_less(pairs, monkeypatch):
     assert 20 < shown["lexicon_bleu"] < 100  # every word is known but the numbers, which stay what they are
     assert "version:2" in shown["signature"] and 0 < shown["pad_share"] < 1
     assert shown["translations"].count("reference  ") == min(translate.SHOWN, shown["sentences"])
-    monkeypatch.setattr(translate, "translations", lambda run, rows: perfect(run, rows)[::-1])
+    monkeypatch.setattr(translate, "translations", lambda *arguments: perfect(*arguments)[::-1])
     assert CHECKS.build("translate", pairs)["bleu"] < 60
+
+
+def test_translations_are_greedy_or_by_beam(path, monkeypatch):
+    used = []
+
+    def recorded(run, rows, sampler):
+        used.append(sampler)
+        return [np.zeros(0, np.int32)] * rows.rows
+
+    monkeypatch.setattr(translate, "translations", recorded)
+    for overrides in ({}, {"decode.sampler": "beam", "decode.beams": 3}):
+        assert CHECKS.build("translate", subject(path, overrides))["sampler"] == overrides.get(
+            "decode.sampler", "greedy"
+        )
+    assert used == [Greedy(), Beam(3, 1.0)]
+
+
+def test_a_table_of_positions_leaves_room_for_bos(path):
+    one = subject(path, {"model.position.kind": "learned"})
+    rows = one.dataset.splits["validation"].take(slice(0, 2))
+    assert max(map(len, translate.translations(one.run, rows))) <= 31
+
+
+def test_beams_go_through_the_same_batches(pairs):
+    rows = pairs.dataset.splits["validation"].take(slice(0, 5))
+    greedy, one_beam = (translate.translations(pairs.run, rows, sampler) for sampler in (None, Beam(1)))
+    assert all(map(np.array_equal, greedy, one_beam))
 
 
 def test_a_sentence_may_have_several_references():

@@ -13,6 +13,7 @@ from transformer.errors import UserError
 from transformer.inference.checks import CHECKS, Subject
 from transformer.inference.generate import generate
 from transformer.inference.lexicon import Lexicon
+from transformer.inference.sampling import SAMPLERS, Sampler
 from transformer.training.run import LoadedRun
 
 SENTENCES = 1000  # sources that are translated
@@ -31,13 +32,16 @@ def source_padding(rows: Batch) -> float:
     return 1 - lengths.sum() / sum(len(picked) * width for picked, width in length_buckets(lengths, BATCH, longest))
 
 
-def translations(run: LoadedRun, rows: Batch) -> list[np.ndarray]:
-    """The greedy translation of every row's source, in the rows' order, without `eos`; at most as long as the targets a
-    run was trained on.
+def translations(run: LoadedRun, rows: Batch, sampler: Sampler | None = None) -> list[np.ndarray]:
+    """The translation of every row's source, in the rows' order, without `eos`; at most as long as the targets of the
+    training, or as a table of positions has room for behind `bos`.
 
     Args:
       rows: with sources; batched by length.
+      sampler: by default greedy.
     """
+    room, known = run.config.data.sequence_length, run.model.position.max_length
+    room = room if known is None else min(room, known - 1)
     bos, eos = run.vocabulary.special("bos"), run.vocabulary.special("eos")
     found: list[np.ndarray] = [np.zeros(0, np.int32)] * rows.rows
     for picked, width in length_buckets(source_lengths(rows), BATCH, np.asarray(rows.source_BS).shape[1]):
@@ -46,7 +50,8 @@ def translations(run: LoadedRun, rows: Batch) -> list[np.ndarray]:
         made = generate(
             run.model,
             np.full((BATCH, 1), bos),
-            run.config.data.sequence_length,
+            room,
+            sampler,
             stop_tokens=(eos,),
             source_BS=np.asarray(batch.source_BS)[:, :width],
             source_segments_BS=np.asarray(batch.source_segments_BS)[:, :width],
@@ -81,7 +86,8 @@ def sentences(run: LoadedRun, rows: Batch) -> list[tuple[str, str]]:
 
 @CHECKS.register("translate")
 def check_translate(subject: Subject) -> dict[str, Any]:
-    """BLEU of greedy translations and of a word-for-word lexicon, with a page of both to read."""
+    """BLEU of translations and of a word-for-word lexicon, with a page of both to read. Translations are greedy, unless
+    `decode.sampler` is another that draws nothing, such as beam."""
     run, rows = subject.run, subject.dataset.splits[subject.split]
     if not isinstance(rows, Batch) or rows.source_BS is None:
         raise UserError("--checks=translate needs a run on pairs: an encoder-decoder with objective.kind=seq2seq.")
@@ -96,9 +102,11 @@ def check_translate(subject: Subject) -> dict[str, Any]:
     rng = np.random.default_rng(0)
     chosen = np.sort(rng.permutation(first)[:SENTENCES])
     picked = rows.take(chosen)
+    entry = SAMPLERS[run.config.decode.sampler]
+    entry = SAMPLERS["greedy"] if "random" in entry.traits else entry
     sources = [source for source, _ in sentences(run, picked)]
     wanted = [references[source] for source in sources]
-    ours = [run.vocabulary.decode(tokens) for tokens in translations(run, picked)]
+    ours = [run.vocabulary.decode(tokens) for tokens in translations(run, picked, entry.build(run.config.decode))]
     lexicon = Lexicon(sentences(run, subject.dataset.splits["train"]))
     word_for_word = [lexicon.translate(source) for source in sources]
     score, signature = bleu(ours, wanted)
@@ -107,6 +115,7 @@ def check_translate(subject: Subject) -> dict[str, Any]:
         for i in rng.permutation(len(sources))[:SHOWN]
     )
     return {
+        "sampler": entry.name,
         "bleu": score,
         "lexicon_bleu": bleu(word_for_word, wanted)[0],
         "sentences": len(sources),
