@@ -120,11 +120,21 @@ class TestBuckets:
     claim = "dynamic_batching_waste"
     lengths = np.clip(np.random.default_rng(1).lognormal(2.5, 0.7, 2000).astype(int), 1, 128)
 
-    def test_holds_rows_of_similar_length_waste_less_than_rows_at_random(self):
+    def at_random(self) -> list[tuple[np.ndarray, int]]:
         rows = np.random.default_rng(2).permutation(len(self.lengths))
-        random = [(r, int(self.lengths[r].max())) for r in np.split(rows, range(32, len(rows), 32))]
+        return [(r, int(self.lengths[r].max())) for r in np.split(rows, range(32, len(rows), 32))]
+
+    def check(self, batches: list[tuple[np.ndarray, int]]) -> None:
+        """Every row comes once and fits, and less of the batches is padding than of batches at random."""
+        assert sorted(np.concatenate([r for r, _ in batches]).tolist()) == list(range(len(self.lengths)))
+        assert all(self.lengths[r].max() <= width for r, width in batches)
+        assert waste(batches, self.lengths) < 0.35 < 0.5 < waste(self.at_random(), self.lengths)
+
+    def test_holds_rows_of_similar_length_waste_less_than_rows_at_random(self):
         bucketed = list(length_buckets(self.lengths, 32, 128))
-        assert sorted(np.concatenate([r for r, _ in bucketed]).tolist()) == list(range(len(self.lengths)))
-        assert all(self.lengths[r].max() <= width for r, width in bucketed)
-        assert waste(bucketed, self.lengths) < 0.35 < 0.5 < waste(random, self.lengths)
+        self.check(bucketed)
         assert {width for _, width in bucketed} <= {2**i for i in range(8)}
+
+    def test_sabotage_by_rows_at_random(self):
+        with pytest.raises(AssertionError):
+            self.check(self.at_random())

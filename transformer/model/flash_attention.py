@@ -137,11 +137,11 @@ def _forward(rules: Rules, floats: Floats, places: Places) -> tuple[tuple[jax.Ar
 def _backward(rules: Rules, saved: Any, cotangents: tuple[jax.Array, Any]) -> tuple[Floats, None]:
     floats, places, o_BHTU, total = saved
     tiles = Tiles(rules, floats, places)
-    d_BHTU = tiles.padded(cotangents[0].astype(jnp.float32))
+    d_BHTU = tiles.padded(cotangents[0].astype(tiles.dtype))
     if rules.elementwise is None:  # the sum of a softmax's weights is held at one
         pull_BHT1 = -(d_BHTU * o_BHTU).sum(axis=-1, keepdims=True)
     else:
-        total, pull_BHT1 = jnp.maximum(total, 1), jnp.zeros((*d_BHTU.shape[:3], 1))
+        total, pull_BHT1 = jnp.maximum(total, 1), jnp.zeros((*d_BHTU.shape[:3], 1), tiles.dtype)
 
     def add(i: jax.Array, j: jax.Array, grads: Floats) -> Floats:
         at, seen = tiles.places_of(i, j), tiles.rows(total, i)
@@ -158,7 +158,7 @@ def _backward(rules: Rules, saved: Any, cotangents: tuple[jax.Array, Any]) -> tu
     grads = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)), tiles.floats)
     grads = jax.lax.fori_loop(0, tiles.num_queries, lambda i, grads: tiles.over_keys(i, add, grads), grads)
     if floats.sink is not None:
-        _, back = jax.vjp(lambda sink: jnp.broadcast_to(jnp.exp(sink - total), total.shape), floats.sink)
+        _, back = jax.vjp(lambda sink: jnp.broadcast_to(share(sink, total), pull_BHT1.shape), floats.sink)
         grads = grads._replace(sink=back(pull_BHT1)[0])
     T, S = places.query_positions_BT.shape[1], places.key_positions_BS.shape[1]
     grads = grads._replace(
@@ -170,6 +170,12 @@ def _backward(rules: Rules, saved: Any, cotangents: tuple[jax.Array, Any]) -> tu
 
 
 _attend.defvjp(_forward, _backward)
+
+
+def share(score: jax.Array, sum_BHT2: jax.Array) -> jax.Array:
+    """The weight of a score in a softmax. The sum of exponentials comes as the highest score and the logarithm of the
+    rest: added up, they would round away the digits that count where scores are large."""
+    return jnp.exp(score - sum_BHT2[..., :1] - sum_BHT2[..., 1:])
 
 
 class Tiles:
@@ -284,11 +290,11 @@ class Tiles:
         """What queries read from the keys of a tile [B, H, t, U], and with how much weight [B, H, t, 1].
 
         Args:
-          total: per query, the logarithm of the sum of all exponentials of a softmax, else the number of keys it sees.
+          total: per query, the sum of a softmax's exponentials as `share` wants it, else the number of keys it sees.
         """
         scores_BHts = self.scores(tile, at)
         if self.rules.elementwise is None:
-            weights_BHts = jnp.exp(scores_BHts - total)
+            weights_BHts = share(scores_BHts, total)
         else:
             weights_BHts = self.rules.elementwise(scores_BHts, TileSight(at[2], *at[:2], total))
         return self.weighted(weights_BHts, tile), weights_BHts.sum(axis=-1, keepdims=True)
@@ -301,7 +307,7 @@ class Tiles:
         )
 
     def online_softmax(self, i: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Outputs of block i of the queries, and the logarithm of each one's sum of exponentials (0: saw no key)."""
+        """Outputs of block i of the queries, and each one's sum of exponentials as `share` wants it (0: saw no key)."""
         sink = self.floats.sink
         lowest = jnp.finfo(self.dtype).min
         row = (self.B, self.rules.num_heads, self.block, 1)
@@ -318,4 +324,5 @@ class Tiles:
             return higher, total, o * shrink + self.weighted(exp_BHts, tile)
 
         highest, total, o = self.over_keys(i, add, start)
-        return o / jnp.where(total > 0, total, 1), jnp.where(total > 0, highest + jnp.log(total), 0)
+        sum_BHt2 = jnp.concatenate([highest, jnp.log(total)], axis=-1)
+        return o / jnp.where(total > 0, total, 1), jnp.where(total > 0, sum_BHt2, 0)
