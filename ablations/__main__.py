@@ -1,4 +1,4 @@
-"""The lab's commands: `python -m ablations list | plan | run | status | report | explain | try | diff | push`."""
+"""The lab: `python -m ablations list | plan | run | status | report | keep | explain | try | diff | push`."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from ablations.catalog import CONFIGS
+from ablations.catalog import CONFIGS, RUNS
 from transformer.errors import UserError
 from transformer.numerics import EXECUTIONS
 
-RUNS = Path("runs") / "arms"
 EXECUTION_HELP = "how members of an arm are trained; auto: one by one on a CPU, together on an accelerator; never mixed"
 
 
@@ -29,7 +28,8 @@ def main(argv: list[str] | None = None) -> int:
         ("plan", "what a run would train: arms, parameters, FLOPs, time, detectable effect"),
         ("run", "train every arm, judge, and write the page"),
         ("status", "how far runs are"),
-        ("report", "judge what is there and write the page"),
+        ("report", "judge what is there and write the page; without --runs, of the committed records"),
+        ("keep", "copy records to ablations/results, where they are committed"),
         ("push", "rebuild W&B runs, the verdict table and the page from the store"),
         ("try", "an ad-hoc arm against the baseline: try model.norm.kind=rmsnorm"),
     ):
@@ -37,9 +37,10 @@ def main(argv: list[str] | None = None) -> int:
         if name == "try":
             sub.add_argument("overrides", nargs="+", metavar="FIELD=VALUE")
         else:
-            sub.add_argument("names", nargs="+" if name in ("plan", "run", "push") else "*", metavar="NAME")
+            sub.add_argument("names", nargs="+" if name in ("plan", "run", "keep", "push") else "*", metavar="NAME")
         sub.add_argument("--profile", default="demo" if name == "try" else "quick", help="smoke, demo, quick or full")
-        sub.add_argument("--runs", type=Path, default=RUNS, help="where arms are stored")
+        runs = None if name == "report" else RUNS
+        sub.add_argument("--runs", type=Path, default=runs, help="where arms are stored")
         sub.add_argument("--execution", choices=["auto", *EXECUTIONS], default="auto", help=EXECUTION_HELP)
         if name in ("run", "try"):
             sub.add_argument("--workers", type=int, default=0, help="processes at a time; 0: one per core")

@@ -11,6 +11,7 @@ from ablations.schema import Ablation
 from transformer.errors import ConfigError, UserError, did_you_mean
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+RUNS = Path("runs") / "arms"  # where arms are trained
 PREFIX = "ablation_"
 _added: dict[str, Ablation] = {}  # questions typed on the command line
 _folder = CONFIGS

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ablations.schema import Ablation, Profile
+from ablations.schema import Ablation, Better, Profile, better
 from transformer.config import apply_overrides, config_hash, default_config, replace, resolve
 from transformer.errors import ConfigError
 from transformer.schema import Config
@@ -82,8 +82,12 @@ class ArmCell:
     config: Config
     settings: Profile
     metric: str = "loss"
-    better: str = "lower"
     is_baseline: bool = False
+
+    @property
+    def better(self) -> Better:
+        """Whether lower or higher values of the metric are better."""
+        return better(self.metric)
 
     @property
     def has_twins(self) -> bool:
@@ -95,6 +99,13 @@ class ArmCell:
         """Identity of everything but learning rate and seed: equal arms of different ablations share their runs."""
         return config_hash(replace(self.config, {LEARNING_RATE: 1e-3, "seed": 0}))
 
+    @functools.cached_property
+    def tokens(self) -> int:
+        """Tokens of one run; the rows of a task are as long as the task makes them."""
+        from transformer.training.objectives import layout_of
+
+        return self.config.train.steps * self.config.train.batch_size * layout_of(self.config).length
+
     @property
     def label(self) -> str:
         """`ablation/arm` or `ablation/arm@condition`."""
@@ -102,9 +113,11 @@ class ArmCell:
         return f"{self.ablation}/{self.arm}{suffix}"
 
     def directory(self, runs: Path) -> Path:
-        """Where its members lie; found by hash, so that a shared arm keeps the name it got first."""
-        found = sorted(runs.glob(f"*-{self.hash[:10]}"))
-        return found[0] if found else runs / f"{self.ablation}-{self.arm}-{self.hash[:10]}"
+        """Where its members lie; found by hash, so that a shared arm keeps the name it got first. Packed records lie
+        beside it, in a file of that name."""
+        found = sorted(runs.glob(f"*-{self.hash[:10]}")) or sorted(runs.glob(f"*-{self.hash[:10]}.*"))
+        name = found[0].name.partition(".")[0] if found else f"{self.ablation}-{self.arm}-{self.hash[:10]}"
+        return runs / name
 
     def grid(self, scores: Mapping[Member, Score]) -> list[float]:
         """Learning rates to tune on: the profile's, extended by its own factor while the best lies at an edge.
@@ -182,13 +195,14 @@ def cells(name: str, ablation: Ablation, profile: str) -> list[ArmCell]:
     """
     ablation.overrides(profile=profile)  # raises for an unknown profile
     settings = ablation.profiles[profile]
-    arms = settings.arms or tuple(ablation.arms)
-    if ablation.baseline not in arms:
+    chosen = settings.arms or tuple(ablation.arms)
+    if ablation.baseline not in chosen:
         raise ConfigError(f"The profile {profile} of {name} leaves out the baseline {ablation.baseline!r}; add it.")
     return [
         _cell(name, ablation, profile, condition, arm)
         for condition in settings.conditions or tuple(ablation.conditions)
-        for arm in sorted(arms, key=lambda arm: arm != ablation.baseline)
+        for arm in ablation.arms_under(condition)
+        if arm in chosen
     ]
 
 
@@ -205,7 +219,6 @@ def _cell(name: str, ablation: Ablation, profile: str, condition: str, arm: str)
         profile,
         config,
         settings,
-        metric=ablation.primary_metric,
-        better=ablation.better,
+        metric=ablation.metric_under(condition),
         is_baseline=arm == ablation.baseline,
     )

@@ -74,13 +74,13 @@ def run(checks: Iterable[str], runs: Path) -> dict[str, Result]:
     wanted = sorted(set(checks))
     evaluated = {name: formulas.evaluate(name) for name in wanted if "::" not in name and "/" not in name}
     found: dict[str, Result] = {**evaluated, **_run_tests([check for check in wanted if check not in evaluated])}
-    stored = {check: result for check, result in _load(runs).items() if check not in wanted}
+    known = {check: result for check, result in stored(runs).items() if check not in wanted}
     for check, result in found.items():
         content = dataclasses.asdict(result)
-        stored[check] = {**content, "digest": store.digest({"check": check, **content})}
+        known[check] = {**content, "digest": store.digest({"check": check, **content})}
     if wanted:
         runs.mkdir(parents=True, exist_ok=True)
-        write_json(runs / STORED, dict(sorted(stored.items())))
+        write_json(runs / STORED, dict(sorted(known.items())))
     return found
 
 
@@ -107,7 +107,7 @@ def _run_tests(wanted: list[str]) -> dict[str, ExactCheck]:
 def results(runs: Path) -> dict[str, Result]:
     """What the last run of each check gave; one changed by hand counts as not run."""
     found: dict[str, Result] = {}
-    for check, content in _load(runs).items():
+    for check, content in stored(runs).items():
         if content.pop("digest", "") == store.digest({"check": check, **content}):
             formula = "numbers" in content
             found[check] = _formula_check(content) if formula else ExactCheck(**content)
@@ -167,7 +167,8 @@ def _problem(output: str, wanted: list[str]) -> str:
     return f"The checks could not be run: {_line(cause.removeprefix('E '))}"
 
 
-def _load(runs: Path) -> dict[str, dict[str, Any]]:
+def stored(runs: Path) -> dict[str, dict[str, Any]]:
+    """Check -> its result as it was written, with the digest that seals it."""
     try:
         return read_json(runs / STORED)
     except (OSError, ValueError):

@@ -7,10 +7,12 @@ import collections
 import json
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ablations import catalog, checks, claims, jobs, plan, summary
+from ablations import catalog, checks, claims, committed, jobs, plan, summary
+from ablations.catalog import RUNS
 from ablations.cells import cells
 from ablations.evidence import FormulaCheck
 from ablations.lint import lint, require_clean
@@ -144,17 +146,36 @@ def run_checks(name: str, ablation: Ablation, runs: Path) -> None:
 
 
 def report_command(arguments: argparse.Namespace) -> int:
-    """Judges and writes pages; prints verdicts and where the pages lie."""
+    """Judges, writes pages, prints verdicts and where the pages lie. Without `--runs` it reads the committed records,
+    and writes their text, figures and tables too."""
     from ablations.report import report_folder, write_index, write_report
 
-    for name in _chosen(arguments):
-        data = summary.summarize(summary.collect(name, arguments.profile, arguments.runs))
+    if arguments.runs is None:
+        judged = [committed.data(name, profile) for name, profile in committed.kept()]
+        committed.publish(judged)
+        committed.headline(list(committed.answers(judged)), committed.ROOT / "README.md")
+        shown = [data for data in judged if data["name"] in (arguments.names or [data["name"]])]
+        if missing := set(arguments.names) - {data["name"] for data in judged}:
+            raise UserError(f"No answer of {missing.pop()!r} is committed; --runs={RUNS} judges what was run here.")
+    else:
+        shown = [
+            summary.summarize(summary.collect(name, arguments.profile, arguments.runs)) for name in _chosen(arguments)
+        ]
+    for data in shown:
         written = write_report(data, arguments.out / report_folder(data))
         print_verdicts(data)
         print(f"page: {written[0]}")
     reports = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(arguments.out.glob("*/report.json"))]
-    settled = checks.settled(arguments.runs)
+    settled = checks.settled(arguments.runs or RUNS)
     print(f"all claims: {write_index(reports, claims.load(), arguments.out, settled)}")
+    return 0
+
+
+def keep_command(arguments: argparse.Namespace) -> int:
+    """Copies records to where they are committed."""
+    for name in arguments.names:
+        print(committed.keep(name, arguments.profile, arguments.runs))
+    print("now: python -m ablations report, and commit ablations/results")
     return 0
 
 
@@ -186,18 +207,17 @@ def explain_command(arguments: argparse.Namespace) -> int:
         ablation = catalog.load(name)
         if claim.id not in {contrast.claim for contrast in ablation.contrasts}:
             continue
-        for profile in (p for p, settings in ablation.profiles.items() if settings.verdicts):
-            data = summary.summarize(summary.collect(name, profile, arguments.runs))
+        for data in _judged(name, ablation, arguments.runs):
             row = next(row for row in data["claims"] if row["claim"] == claim.id)
             decisions, checked = [data["decisions"][i] for i in row["decisions"]], {c["name"] for c in data["checks"]}
             trained = data["progress"]["done"] + data["progress"]["diverged"]
             if not any(d["check"] in checked if d["check"] else trained for d in decisions):
                 continue
             answered = True
-            console.print(Text(f"\n{profile}: {row['verdict']}", style="bold"))
+            console.print(Text(f"\n{data['profile']}: {row['verdict']}", style="bold"))
             for decision in decisions:
                 console.print(Text(f"  {decision['sentence']}"))
-            console.print(Text(f"  page: python -m ablations report {name} --profile={profile}"))
+            console.print(Text(f"  page: {data['page']}"))
             if all(decision["check"] for decision in decisions):
                 break  # a check knows no profile
         if not answered:
@@ -214,6 +234,18 @@ def explain_command(arguments: argparse.Namespace) -> int:
     else:
         console.print(Text(f"no config asks this yet; it belongs to the ablation {claim.ablation}"))
     return 0
+
+
+def _judged(name: str, ablation: Ablation, runs: Path) -> Iterator[dict[str, Any]]:
+    """What was run here at each profile, then what is committed; `page` says how to see it."""
+    for profile, settings in ablation.profiles.items():
+        if settings.verdicts:
+            found = summary.summarize(summary.collect(name, profile, runs))
+            yield {**found, "page": f"python -m ablations report {name} --profile={profile} --runs={runs}"}
+    for kept, profile in committed.kept():
+        if kept == name:
+            page = committed.RESULTS / name / profile / "report.md"
+            yield {**committed.data(name, profile), "page": page.relative_to(committed.ROOT)}
 
 
 def try_command(arguments: argparse.Namespace) -> int:

@@ -149,6 +149,7 @@ class Setting:
     Attributes:
       profile: smoke, demo, quick or full.
       scale: words for the sentence, such as "64-wide, 0.5M tokens of stdlib".
+      scales: the same by condition, where conditions change it.
       verdicts: False for a profile that only checks wiring.
       test_seeds: what the profile declares; a verdict waits for all of them. None: the contrast's own minimum alone.
       tuning_seeds: the same for stability, which is judged on the runs that tune.
@@ -157,6 +158,7 @@ class Setting:
 
     profile: str
     scale: str
+    scales: Mapping[str, str] = dataclasses.field(default_factory=dict)
     verdicts: bool = True
     test_seeds: int | None = None
     tuning_seeds: int | None = None

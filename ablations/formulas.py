@@ -8,8 +8,10 @@ instead.
 from __future__ import annotations
 
 import functools
+import json
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from ablations.evidence import FormulaCheck, Number
@@ -18,6 +20,7 @@ from transformer.analysis.formulas import attention_pairs, reading_price
 from transformer.analysis.presets import PRESETS
 from transformer.errors import UserError, did_you_mean
 
+ROOT = Path(__file__).resolve().parents[1]
 FORMULAS: dict[str, Callable[[], list[Number]]] = {}
 GB, TB = 1e9, 1e12  # powers of ten; powers of two are written out where they are meant
 
@@ -208,6 +211,23 @@ def weight_count_formula() -> list[Number]:
         measured = sum(_components(name).values())
         numbers.append(Number(f"{name}: 12 L d^2 + V d", stated / 1e6, measured / 1e6, 0.01 * stated / 1e6, "M"))
     return numbers
+
+
+# --- Time ---------------------------------------------------------------------------------------------------------
+
+
+@formula
+def rmsnorm_speed() -> list[Number]:
+    """What two authors state, 30% and 10 to 20%, against what `python -m benchmarks.norm` measured last."""
+    path = ROOT / "benchmarks" / "results" / "norm.json"
+    if not path.is_file():
+        raise UserError("The speed of RMSNorm has not been measured: python -m benchmarks.norm --json=" + str(path))
+    places = json.loads(path.read_text(encoding="utf-8"))["numbers"]
+    return [
+        Number(f"{place}, saved as {who} has it", stated, row["rmsnorm"]["saved"], rounding, "%")
+        for place, row in places.items()
+        for who, stated, rounding in (("one author", 30, 5), ("another", 15, 5))
+    ]
 
 
 # --- Caches ------------------------------------------------------------------------------------------------------

@@ -18,8 +18,8 @@ from ablations.evidence import (
     FormulaCheck,
     Outcome,
 )
-from ablations.schema import Ablation, Contrast
-from ablations.store import PERCENT, Record
+from ablations.schema import PERCENT, Ablation, Contrast, better
+from ablations.store import Record
 from transformer.config import to_flat
 from transformer.errors import ConfigError
 
@@ -155,9 +155,11 @@ def _arm_result(results: Results, arm: str, condition: str, metric: str) -> ArmR
 
 def _controls(results: Results, condition: str) -> tuple[Control, ...]:
     """Whether the baseline learned enough to judge others by."""
-    ablation, reference = results.ablation, results.ablation.positive_control
+    ablation, reference = results.ablation, results.ablation.control_under(condition)
     metric, name = (
-        ("loss", f"the {reference} entropy") if reference in ENTROPIES else (ablation.primary_metric, reference)
+        ("loss", f"the {reference} entropy")
+        if reference in ENTROPIES
+        else (ablation.metric_under(condition), reference)
     )
     found = _find(results, ablation.baseline, condition)
     base = _arm_result(results, ablation.baseline, condition, metric)
@@ -168,6 +170,6 @@ def _controls(results: Results, condition: str) -> tuple[Control, ...]:
         return (Control(f"the baseline beats {name}", False, f"its runs recorded no {reference}"),)
     values = [o.value for o in base.outcomes.values() if o.value is not None]
     mean = sum(values) / len(values) if values else math.nan
-    beats = mean < bound if metric == "loss" or ablation.better == "lower" else mean > bound
+    beats = mean < bound if better(metric) == "lower" else mean > bound
     detail = f"baseline {mean:.3f} against {name.removeprefix('the ')} {bound:.3f}"
     return (Control(f"the baseline beats {name}", beats, detail),)

@@ -62,7 +62,7 @@ def require_clean(warnings: list[Warning]) -> None:
 def _metrics(name: str, ablation: Ablation) -> Iterator[Warning]:
     """A metric nothing measures would count as missing for ever."""
     measured = probes.metrics(ablation.probes)
-    wanted = {ablation.primary_metric: "the primary metric"}
+    wanted = {ablation.metric_under(condition): "the primary metric" for condition in ablation.conditions}
     wanted |= {c.metric: f"the contrast {c.claim}" for c in ablation.contrasts if c.type not in BY_CHECK}
     for metric, who in wanted.items():
         if metric not in measured:
@@ -100,8 +100,7 @@ def _arm(arm: ArmCell, arms: list[ArmCell], ablation: Ablation, parameters: dict
     if arm.is_baseline:
         if settings.verdicts and len(settings.learning_rates) < 2:
             yield Warning("note", label, "one learning rate for all arms: a difference may only be a mistuned one")
-        tokens = arm.config.train.steps * arm.config.train.batch_size * arm.config.data.sequence_length
-        if arm.config.data.source == "stdlib" and tokens > 7_000_000:
+        if arm.config.data.source == "stdlib" and arm.tokens > 7_000_000:
             yield Warning("note", label, "more than one epoch of stdlib: overfitting can flip the sign of an effect")
         return
     own = set(ablation.arms[arm.arm].overrides)

@@ -11,7 +11,6 @@ from ablations.lint import Warning, lint
 from ablations.power import equivalence_margin_needed, minimum_detectable_effect
 from ablations.profiles import check_limits
 from transformer.analysis import accounting, estimate
-from transformer.training.objectives import layout_of
 
 ASSUMED_SIGMA = 0.02  # nats; paired differences of structurally different arms at quick scale
 STEP_OVERHEAD = 2e-3  # seconds; what a step costs on a CPU beside its arithmetic
@@ -97,7 +96,7 @@ def _row(arm: ArmCell, note: str, runs: Path, rate: float) -> Row:
     needed = arm.members(scores)
     members = arm.planned(scores)
     missing = members - sum(member in records for member in needed)
-    tokens = config.train.steps * config.train.batch_size * layout_of(config).length
+    tokens = arm.tokens
     flops = accounting.train_flops_per_token(config)
     known = [record.seconds for record in records.values() if record.seconds]
     seconds = sum(known) / len(known) if known else flops * tokens / rate + config.train.steps * STEP_OVERHEAD

@@ -5,6 +5,7 @@ The traits of a probe are the metrics it adds.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -14,6 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from transformer.data.batching import Dataset
+from transformer.data.ngram import KneserNey
+from transformer.inference.generate import generate
+from transformer.inference.sampling import Sample
 from transformer.registry import Registry
 from transformer.schema import Config
 from transformer.training.objectives import cross_entropy
@@ -65,6 +69,47 @@ def _prefix_losses(program: Program) -> tuple[Callable[..., jax.Array], Callable
         return cross_entropy(logits, windows[:, 1:], 0.0)[0].mean(axis=0)
 
     return last_token_loss, forced_loss
+
+
+@PROBES.register("exposure", traits=("exposure_gap", "judged_after_text", "judged_after_own"))
+def exposure(config: Config, program: Program, state: TrainState, dataset: Dataset) -> dict[str, float]:
+    """What is written after the model's own words, beside what is written after a true text.
+
+    64 rows are continued by sampling at temperature 1, half a window each: once after half a window of validation text,
+    once after as many tokens that the model wrote itself (behind a true beginning of eight). A Kneser-Ney model of the
+    training text, which knows nothing of either, judges the two continuations.
+
+    Returns:
+      `judged_after_text` and `judged_after_own` (nats per token), and `exposure_gap`, the second less the first;
+      nothing for a model that sees the future, since it cannot write.
+    """
+    model = program.model(state)
+    if not getattr(model, "causal", False):
+        return {}
+    half, rows = config.data.sequence_length // 2, 64
+    tokens = np.asarray(dataset.splits["validation"][: rows * half]).astype(np.int32).reshape(-1, half)
+    start = tokens[:, : min(8, half // 2)]
+    written = generate(model, start, half - start.shape[1], Sample(), seed=config.seed)
+    judge = _judge(_Text(dataset.fingerprint, np.asarray(dataset.splits["train"])), program.vocab_size)
+    nats = []
+    for prefix in (tokens, np.stack(written.rows)):
+        whole = np.stack(generate(model, prefix, half, Sample(), seed=config.seed + 1).rows)
+        nats.append(float(np.mean([-np.log(judge.probabilities(row))[half - 1 :].mean() for row in whole])))
+    return {"judged_after_text": nats[0], "judged_after_own": nats[1], "exposure_gap": nats[1] - nats[0]}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Text:
+    """Tokens, known by their fingerprint."""
+
+    fingerprint: str
+    tokens: np.ndarray = dataclasses.field(compare=False)
+
+
+@functools.lru_cache(maxsize=1)
+def _judge(text: _Text, vocab_size: int) -> KneserNey:
+    """Counted once for all members of an arm."""
+    return KneserNey(text.tokens, vocab_size)
 
 
 def metrics(names: tuple[str, ...]) -> tuple[str, ...]:

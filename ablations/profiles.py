@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ablations.schema import Ablation, Profile
 from transformer.errors import ConfigError
+
+if TYPE_CHECKING:
+    from ablations.cells import ArmCell
 
 SMOKE = {
     "model.d_model": 32,
@@ -32,18 +35,17 @@ QUICK = {
     "eval.tokens": 32768,
 }
 # One epoch of a corpus of more than 16M tokens; --config.data.source=text with a path serves as well.
+LM1B = {"data.source": "tfds", "data.tfds_name": "lm1b"}
 FULL = {
-    "data.source": "tfds",
-    "data.tfds_name": "lm1b",
     "train.steps": 2000,
     "train.eval_every": 100,
     "train.checkpoint_every": 500,
 }
 STANDARD = {
-    "smoke": Profile(SMOKE, learning_rates=(3e-3,), test_seeds=2, verdicts=False),
+    "smoke": Profile(SMOKE, learning_rates=(3e-3,), test_seeds=2, verdicts=False, insists={"train.steps": 10}),
     "demo": Profile(DEMO, learning_rates=(3e-3, 1e-2), tuning_seeds=1, test_seeds=6),
     "quick": Profile(QUICK, learning_rates=(1e-3, 3e-3, 1e-2), tuning_seeds=1, test_seeds=8),
-    "full": Profile(FULL, learning_rates=(3e-4, 1e-3, 3e-3, 1e-2), tuning_seeds=2, test_seeds=8),
+    "full": Profile(FULL, learning_rates=(3e-4, 1e-3, 3e-3, 1e-2), tuning_seeds=2, test_seeds=8, corpus=LM1B),
 }
 
 
@@ -51,24 +53,37 @@ STANDARD = {
 class Limit:
     """The most a profile may ask for; None is unlimited.
 
-    `runs` is arms x (learning rates x tuning seeds + test seeds): a comparison of stability, which needs several tuning
-    seeds, may have them where it has fewer arms.
+    Attributes:
+      tokens: of one run.
+      work: million tokens times layers, over all runs of all arms and conditions. A comparison of stability, which
+        needs several tuning seeds, may have them where it has fewer arms, and a task that a small model solves may be
+        asked beside the language model.
     """
 
     arms: int | None = None
     learning_rates: int | None = None
     tuning_seeds: int | None = None
     test_seeds: int | None = None
-    runs: int | None = None
     tokens: int | None = None
     d_model: int | None = None
+    work: int | None = None
     verdicts: bool | None = None
+
+
+QUICK_RUNS, QUICK_TOKENS = 8 * (4 * 1 + 12), 524_288  # eight arms, four rates, twelve seeds: what 40 minutes allow
 
 
 LIMITS = {
     "smoke": Limit(tokens=100_000, verdicts=False),
     "demo": Limit(arms=3, learning_rates=3, tuning_seeds=1, test_seeds=6, tokens=200_000, d_model=64),
-    "quick": Limit(arms=8, learning_rates=4, test_seeds=12, runs=8 * (4 * 1 + 12), tokens=524_288, d_model=64),
+    "quick": Limit(
+        arms=8,
+        learning_rates=4,
+        test_seeds=12,
+        tokens=QUICK_TOKENS,
+        d_model=64,
+        work=QUICK_RUNS * QUICK_TOKENS * 4 // 1_000_000,
+    ),
     "full": Limit(),
 }
 
@@ -88,6 +103,14 @@ def standard(
     return chosen
 
 
+UNITS = {"d_model": "d_model", "work": "million tokens times layers over all runs"}
+
+
+def _runs(cell: ArmCell) -> int:
+    """Runs of an arm; those of its twins, and of a grid that is extended, come on top."""
+    return len(cell.settings.learning_rates) * cell.settings.tuning_seeds + cell.settings.test_seeds
+
+
 def check_limits(name: str, ablation: Ablation, profile: str) -> None:
     """Refuses what a profile cannot afford.
 
@@ -99,18 +122,18 @@ def check_limits(name: str, ablation: Ablation, profile: str) -> None:
     arms = cells(name, ablation, profile)
     limit, settings = LIMITS.get(profile, Limit()), ablation.profiles[profile]
     asked: dict[str, int] = {
-        "arms": len(arms),
+        "arms": len({c.arm for c in arms}),
         "learning_rates": len(settings.learning_rates),
         "tuning_seeds": settings.tuning_seeds,
         "test_seeds": settings.test_seeds,
-        "runs": sum(len(c.settings.learning_rates) * settings.tuning_seeds + settings.test_seeds for c in arms),
-        "tokens": max(c.config.train.steps * c.config.train.batch_size * c.config.data.sequence_length for c in arms),
+        "tokens": max(c.tokens for c in arms),
         "d_model": max(c.config.model.d_model for c in arms),
+        "work": round(sum(_runs(c) * c.tokens * c.config.model.num_layers for c in arms) / 1e6),
     }
     for quantity, value in asked.items():
         most = getattr(limit, quantity)
         if most is not None and value > most:
-            what = quantity if quantity == "d_model" else quantity.replace("_", " ")
+            what = UNITS.get(quantity, quantity.replace("_", " "))
             raise ConfigError(
                 f"The profile {profile} of {name} asks for {value:,} {what}, but {profile} allows {most:,}; "
                 "make it smaller, or run a larger profile."

@@ -15,11 +15,18 @@ from typing import Any, Literal
 from transformer.errors import ConfigError, did_you_mean
 
 Overrides = Mapping[str, Any]
+Better = Literal["lower", "higher"]
 ContrastType = Literal[
     "superiority", "equivalence", "level", "catastrophe", "stability", "slope", "ordering", "exact", "formula"
 ]
 
+PERCENT = ("accuracy", "exact_match")  # metrics in points, 0 to 100, of which more is better
 BY_CHECK = ("exact", "formula")  # types of contrast that are decided without a run: no arms, no metric
+
+
+def better(metric: str) -> Better:
+    """Whether lower or higher values of a primary metric are better."""
+    return "higher" if metric in PERCENT else "lower"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,10 +44,18 @@ class Arm:
 
 @dataclasses.dataclass(frozen=True)
 class Condition:
-    """A setting every arm is repeated under (a depth, a warm-up, a corpus)."""
+    """A setting every arm is repeated under (a depth, a warm-up, a corpus, a task).
+
+    Attributes:
+      arms: those of interest here, empty for all; the baseline is always among them.
+      primary_metric, positive_control: the ablation's, unless stated: a task is judged by something else than a text.
+    """
 
     overrides: Overrides = dataclasses.field(default_factory=dict)
     note: str = ""
+    arms: tuple[str, ...] = ()
+    primary_metric: str | None = None
+    positive_control: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +88,7 @@ class Contrast:
     arms: tuple[str, ...] = ()
     expect: Literal["better", "worse"] | None = None
     metric: str = "loss"
-    better: Literal["lower", "higher"] = "lower"
+    better: Better = "lower"
     margin: float = 0.01
     conditions: tuple[str, ...] = ()
     min_seeds: int = 8
@@ -106,6 +121,8 @@ class Profile:
       test_seeds: seeds 0, 1, ... used only to judge.
       arms, conditions: subsets to run; empty for all.
       verdicts: False for `smoke`, which only checks wiring.
+      insists: fields applied after the condition and before the arm: a smoke run stays short whatever the condition.
+      corpus: fields that name the text; a condition with a `data.source` of its own does without them.
     """
 
     overrides: Overrides = dataclasses.field(default_factory=dict)
@@ -115,6 +132,8 @@ class Profile:
     arms: tuple[str, ...] = ()
     conditions: tuple[str, ...] = ()
     verdicts: bool = True
+    insists: Overrides = dataclasses.field(default_factory=dict)
+    corpus: Overrides = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.learning_rates or self.test_seeds < 1:
@@ -136,8 +155,9 @@ class Ablation:
       positive_control: the reference the baseline must beat before it may judge others: `unigram`, `bigram`
         (entropies of the validation text, which its loss must beat), `chance` (of a task, which its primary metric
         must beat), or empty for none.
-      primary_metric: the field of the final evaluation that tuning minimises or maximises: `loss` (nats per token),
-        `accuracy` or `exact_match` (points, 0 to 100; `better="higher"`), or what a probe measures.
+      primary_metric: the field of the final evaluation that tuning minimises, or maximises if it is in points: `loss`
+        (nats per token), `accuracy` or `exact_match` (points, 0 to 100), or what a probe measures.
+      unanswered: claim -> why this config does not decide it.
     """
 
     question: str
@@ -150,11 +170,17 @@ class Ablation:
     probes: tuple[str, ...] = ()
     positive_control: str = "bigram"
     primary_metric: str = "loss"
-    better: Literal["lower", "higher"] = "lower"
+    unanswered: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.arms:
             raise ConfigError("An ablation needs at least one arm.")
+        for name, condition in self.conditions.items():
+            for arm in condition.arms:
+                if arm not in self.arms:
+                    raise ConfigError(
+                        f"Condition {name!r} names the arm {arm!r}, which does not exist.{did_you_mean(arm, self.arms)}"
+                    )
         for contrast in self.contrasts:
             self._check(contrast)
 
@@ -181,11 +207,33 @@ class Ablation:
                     f"Contrast {contrast.claim!r} names the condition {condition!r}, which does not exist."
                     f"{did_you_mean(condition, self.conditions)}"
                 )
+        for condition in () if needs_check else contrast.conditions or tuple(self.conditions):
+            for arm in named:
+                if arm not in self.arms_under(condition):
+                    raise ConfigError(
+                        f"Contrast {contrast.claim!r} reads the arm {arm!r} under the condition {condition!r}, which "
+                        "leaves it out: name the contrast's `conditions`, or add the arm to the condition's `arms`."
+                    )
 
     @property
     def baseline(self) -> str:
         """The name of the first arm."""
         return next(iter(self.arms))
+
+    def arms_under(self, condition: str) -> tuple[str, ...]:
+        """The arms trained under a condition, in the order of `arms`."""
+        chosen = self.conditions[condition].arms
+        return tuple(arm for arm in self.arms if not chosen or arm in chosen or arm == self.baseline)
+
+    def metric_under(self, condition: str) -> str:
+        """What learning rates are chosen by under a condition."""
+        own = self.conditions[condition].primary_metric
+        return self.primary_metric if own is None else own
+
+    def control_under(self, condition: str) -> str:
+        """The reference the baseline must beat under a condition; empty for none."""
+        own = self.conditions[condition].positive_control
+        return self.positive_control if own is None else own
 
     def overrides(self, arm: str = "", condition: str = "", profile: str = "") -> dict[str, Any]:
         """The fields one cell changes against the base config; the arm's own come last and win.
@@ -194,6 +242,8 @@ class Ablation:
           ConfigError: an unknown arm, condition or profile.
         """
         merged: dict[str, Any] = dict(self.base)
+        if profile in self.profiles and "data.source" not in self.conditions.get(condition, Condition()).overrides:
+            merged.update(self.profiles[profile].corpus)
         for kind, table, name in (
             ("profile", self.profiles, profile),
             ("condition", self.conditions, condition),
@@ -204,6 +254,8 @@ class Ablation:
                 raise ConfigError(f"Unknown {kind} {name!r}; it is one of: {allowed}.{did_you_mean(name, table)}")
             if name:
                 merged.update(table[name].overrides)
+            if kind == "condition" and profile:
+                merged.update(self.profiles[profile].insists)
         return merged
 
 

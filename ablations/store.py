@@ -16,8 +16,8 @@ from ablations.cells import ArmCell, Member, Score
 from transformer.training.jsonfiles import read_json, write_json
 
 RECORD = "record.json"
+PACKED = ".jsonl"  # an arm's records in one file, a line each: what is committed
 CURVE_POINTS = 100
-PERCENT = ("accuracy", "exact_match")  # recorded in points, 0 to 100, where the run has a share
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,23 +92,52 @@ def read_record(directory: Path) -> Record | None:
         return None
     if not isinstance(content, dict) or content.pop("digest", "") != digest(content):
         raise TamperedError(directory)
+    record = _record(content)
+    if record.member.name != directory.name or not _belongs(record, directory.parent):
+        raise TamperedError(directory)
+    return record
+
+
+def _record(content: dict[str, Any]) -> Record:
     content["member"] = Member(**content["member"])
     for name in ("curve", "train_curve"):
         content[name] = tuple(tuple(point) for point in content[name])
     content["curves"] = {name: tuple(map(tuple, curve)) for name, curve in content.get("curves", {}).items()}
     content["contrasts"] = tuple(content["contrasts"])
-    record = Record(**content)
-    if record.member.name != directory.name or not directory.parent.name.endswith(f"-{record.arm_hash[:10]}"):
-        raise TamperedError(directory)
-    return record
+    return Record(**content)
+
+
+def _belongs(record: Record, arm: Path) -> bool:
+    return arm.name.endswith(f"-{record.arm_hash[:10]}")
+
+
+def pack(records: Mapping[Member, Record], directory: Path) -> None:
+    """Writes records of an arm into the one file that stands for its directory, each with its digest."""
+    contents = [dataclasses.asdict(records[member]) for member in sorted(records)]
+    lines = [json.dumps({**content, "digest": digest(content)}, sort_keys=True) for content in contents]
+    directory.with_name(directory.name + PACKED).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _unpack(directory: Path) -> tuple[dict[Member, Record], list[str]]:
+    """The records of an arm that was packed; no records where it was not."""
+    path, records, tampered = directory.with_name(directory.name + PACKED), {}, []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines() if path.is_file() else (), 1):
+        content = json.loads(line)
+        intact = content.pop("digest", "") == digest(content)
+        record = _record(content) if intact else None
+        if record is None or not _belongs(record, directory):
+            tampered.append(f"{path.name}, line {number}")
+        else:
+            records[record.member] = record
+    return records, tampered
 
 
 def read_arm(directory: Path) -> tuple[dict[Member, Record], list[str]]:
     """(records of all finished members, names of those whose record was changed by hand).
 
-    A changed record is not used: its member counts as missing.
+    A changed record is not used: its member counts as missing. Records in folders and packed ones add up.
     """
-    records, tampered = {}, []
+    records, tampered = _unpack(directory)
     for path in sorted(directory.glob(f"*/{RECORD}")):
         try:
             record = read_record(path.parent)

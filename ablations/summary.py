@@ -13,27 +13,34 @@ from ablations.cells import ArmCell, Member
 from ablations.evidence import Evidence, Setting
 from ablations.gather import Results, collect, evidence_for, initial_value, named_arms
 from ablations.power import noise_floor
-from ablations.schema import Contrast
-from ablations.store import PERCENT, Record
-from ablations.verdict import ESTIMATE_NAMES, Decision, judge_all, overall
+from ablations.schema import PERCENT, Contrast, better
+from ablations.store import Record
+from ablations.verdict import ESTIMATE_NAMES, Decision, family, judge_all, overall
+from transformer.config import to_flat
 
 UNITS = {
-    **dict.fromkeys(("loss", "prefix_loss", "teacher_forced_loss"), "nats per token"),
+    **dict.fromkeys(
+        ("loss", "prefix_loss", "teacher_forced_loss", "exposure_gap", "judged_after_text", "judged_after_own"),
+        "nats per token",
+    ),
     **dict.fromkeys(PERCENT, "points"),
 }
 
 
 def collect_noise(name: str, profile: str, runs: Path) -> float | None:
-    """The measured spread of twin differences, or None while there are fewer than two pairs."""
-    return _noise(collect(name, profile, runs))["sigma"]
+    """The measured spread of twin differences under the first condition, or None with fewer than two pairs."""
+    found = _noise(collect(name, profile, runs))
+    return found[0]["sigma"] if found else None
 
 
 def summarize(results: Results) -> dict[str, Any]:
     """The report data of an ablation at a profile (see `ablations/report/`)."""
     ablation, settings = results.ablation, results.ablation.profiles[results.profile]
+    scales = {cell.condition: _scale(cell) for cell in _baselines(results)}
     setting = Setting(
         profile=results.profile,
-        scale=_scale(results),
+        scale=scales[results.arms[0][0].condition],
+        scales=scales,
         verdicts=settings.verdicts,
         test_seeds=settings.test_seeds,
         tuning_seeds=settings.tuning_seeds,
@@ -42,22 +49,30 @@ def summarize(results: Results) -> dict[str, Any]:
     conditions = settings.conditions or tuple(ablation.conditions)
     evidence = {
         (contrast.hash, condition): found
-        for contrast in ablation.contrasts
-        for condition in contrast.conditions or conditions
+        for contrast, condition in family(ablation.contrasts, conditions)
         if (found := evidence_for(results, contrast, condition)) is not None
     }
     decisions = judge_all(ablation.contrasts, evidence, setting, conditions)
     arms = [_arm(results, cell, records) for cell, records in results.arms]
-    by_claim = _claims(decisions)
+    by_claim = [*_claims(decisions), *_unanswered(ablation.unanswered)]
     return {
         "name": results.name,
         "question": ablation.question,
         "profile": results.profile,
         "scale": setting.scale,
+        "conditions": [
+            {
+                "condition": name,
+                "note": ablation.conditions[name].note,
+                "scale": scale,
+                "metric": ablation.metric_under(name),
+                "better": better(ablation.metric_under(name)),
+                "unit": UNITS.get(ablation.metric_under(name), ""),
+                "references": _references(results, name),
+            }
+            for name, scale in scales.items()
+        ],
         "verdicts": settings.verdicts,
-        "metric": ablation.primary_metric,
-        "better": ablation.better,
-        "unit": UNITS.get(ablation.primary_metric, ""),
         "matched": list(ablation.matched),
         "headline": _headline(by_claim, results),
         "progress": progress(results),
@@ -65,7 +80,6 @@ def summarize(results: Results) -> dict[str, Any]:
         "decisions": [_decision(d, results, evidence) for d in decisions],
         "arms": arms,
         "noise": _noise(results),
-        "references": _references(results),
         "checks": _checks(results),
         "provenance": _provenance(results),
     }
@@ -79,21 +93,29 @@ def _claims(decisions: Sequence[Decision]) -> list[dict[str, Any]]:
     for name in dict.fromkeys(d.contrast.claim for d in decisions):
         indices = [i for i, d in enumerate(decisions) if d.contrast.claim == name]
         joined = overall([decisions[i] for i in indices])
-        claim = claims.load().get(name)
-        rows.append(
-            {
-                "claim": name,
-                "statement": claim.statement if claim else "The arms do not differ in practice.",
-                "kind": claim.kind if claim else "training",
-                "prior": claim.prior if claim else "inconclusive",
-                "surprise": bool(claim and claim.surprise),
-                "literature": [dataclasses.asdict(entry) for entry in claim.literature] if claim else [],
-                "verdict": joined.verdict,
-                "sentence": joined.reason,
-                "decisions": indices,
-            }
-        )
+        found = {"verdict": joined.verdict, "sentence": joined.reason, "decisions": indices}
+        rows.append({**_claim(name), **found})
     return rows
+
+
+def _unanswered(reasons: Mapping[str, str]) -> list[dict[str, Any]]:
+    return [
+        {**_claim(name), "verdict": "inconclusive", "sentence": f"not asked: {reason}", "decisions": []}
+        for name, reason in reasons.items()
+    ]
+
+
+def _claim(name: str) -> dict[str, Any]:
+    """What the claims' files say."""
+    claim = claims.load().get(name)
+    return {
+        "claim": name,
+        "statement": claim.statement if claim else "The arms do not differ in practice.",
+        "kind": claim.kind if claim else "training",
+        "prior": claim.prior if claim else "inconclusive",
+        "surprise": bool(claim and claim.surprise),
+        "literature": [dataclasses.asdict(entry) for entry in claim.literature] if claim else [],
+    }
 
 
 def _decision(d: Decision, results: Results, evidence: Mapping[tuple[str, str], Evidence]) -> dict[str, Any]:
@@ -112,6 +134,7 @@ def _decision(d: Decision, results: Results, evidence: Mapping[tuple[str, str], 
         "base": contrast.base,
         "arms": list(contrast.arms),
         "metric": contrast.metric,
+        "unit": UNITS.get(contrast.metric, ""),
         "margin": contrast.margin,
         "better": contrast.better,
         "expect": contrast.expect,
@@ -190,7 +213,7 @@ def _arm(results: Results, cell: ArmCell, records: dict[Member, Record]) -> dict
         "parameters": sample.parameters if sample else None,
         "components": dict(sample.components) if sample else {},
         "flops_per_token": sample.flops_per_token if sample else None,
-        "tokens": cell.config.train.steps * cell.config.train.batch_size * cell.config.data.sequence_length,
+        "tokens": cell.tokens,
         "learning_rate": best,
         "edge": cell.at_edge(scores),
         "tuning": sorted(tuning, key=lambda t: (t["learning_rate"], t["seed"])),
@@ -227,40 +250,43 @@ def progress(results: Results) -> dict[str, Any]:
     return {"planned": planned, **states, "missing": planned - sum(states.values()), "tampered": results.tampered}
 
 
-def _noise(results: Results) -> dict[str, Any]:
-    """The baseline against its twins: same data, other initial weights."""
-    empty = {"sigma": None, "interval": None, "n": 0, "note": "needs at least two baseline twins"}
+def _noise(results: Results) -> list[dict[str, Any]]:
+    """The baseline against its twins under each condition: same data, other initial weights."""
+    rows: list[dict[str, Any]] = []
     for cell, records in results.arms:
         if not cell.has_twins:
             continue
+        about = {"condition": cell.condition, "unit": UNITS.get(cell.metric, "")}
+        rows.append({**about, "sigma": None, "interval": None, "n": 0, "note": "needs at least two baseline twins"})
         best = cell.best_learning_rate(store.scores(records, cell.metric))
         pairs = []
         for seed in range(cell.settings.test_seeds):
             both = [records.get(Member(best or 0.0, seed, twin)) for twin in (False, True)]
-            values = [r.metrics.get(results.ablation.primary_metric) for r in both if r and r.state == "done"]
+            values = [r.metrics.get(cell.metric) for r in both if r and r.state == "done"]
             if len(values) == 2 and all(isinstance(v, float) and math.isfinite(v) for v in values):
                 pairs.append((float(values[0] or 0.0), float(values[1] or 0.0)))
         if len(pairs) < 2:
-            return empty
+            continue
         floor = noise_floor([p[0] for p in pairs], [p[1] for p in pairs])
         centred = (
             "their mean difference is zero within its 95% interval"
             if floor.centred
             else ("their mean difference is not zero within its 95% interval: the negative control failed")
         )
-        return {
+        rows[-1] |= {
             "sigma": floor.sigma,
             "interval": list(floor.interval),
             "n": floor.n,
             "note": f"{cell.arm} against itself with other initial weights; {centred}",
         }
-    return empty
+    return rows
 
 
-def _references(results: Results) -> list[list[Any]]:
-    percent = results.ablation.primary_metric in PERCENT
-    for _, records in results.arms:
-        for record in records.values():
+def _references(results: Results, condition: str) -> list[list[Any]]:
+    """What simple predictors score: [name, value], in the unit of the condition's metric."""
+    percent = results.ablation.metric_under(condition) in PERCENT
+    for cell, records in results.arms:
+        for record in records.values() if cell.condition == condition else ():
             if record.references:
                 wanted = {name: v for name, v in record.references.items() if (name == "chance") == percent}
                 return [
@@ -280,16 +306,21 @@ def _headline(rows: Sequence[Mapping[str, Any]], results: Results) -> str:
     measured = [row for row in decided if row["kind"] != "exact"]
     proved = len(decided) - len(measured) if measured else 0
     said = "; ".join(f"{row['statement'].rstrip('.')}: {row['verdict']}" for row in measured or decided)
-    return f"{said} ({_scale(results)})." + (f" {proved} exact claims were settled by tests." if proved else "")
-
-
-def _scale(results: Results) -> str:
-    config = results.arms[0][0].config
-    tokens = config.train.steps * config.train.batch_size * config.data.sequence_length
-    return (
-        f"{config.model.num_layers} layers, {config.model.d_model} wide, {tokens / 1e6:.2g}M tokens of "
-        f"{config.data.source} a run"
+    return f"{said} ({'; '.join(dict.fromkeys(map(_scale, _baselines(results))))})." + (
+        f" {proved} exact claims were settled by tests." if proved else ""
     )
+
+
+def _baselines(results: Results) -> list[ArmCell]:
+    return [cell for cell, _ in results.arms if cell.is_baseline]
+
+
+def _scale(cell: ArmCell) -> str:
+    """Words for what was trained."""
+    config = cell.config
+    source = config.data.source if config.data.source != "task" else f"the task {to_flat(config)['data.task']}"
+    amount = f"{cell.tokens / 1e6:.2g}M tokens of {source} a run"
+    return f"{config.model.num_layers} layers, {config.model.d_model} wide, {amount}"
 
 
 def _checks(results: Results) -> list[dict[str, Any]]:
@@ -313,6 +344,6 @@ def _provenance(results: Results) -> dict[str, Any]:
         "packages": {k: v for k, v in (env.get("packages") or {}).items() if k in wanted},
         "device": f"{env.get('platform', '')} {env.get('device', '')}".strip(),
         "fingerprint": ", ".join(sorted({r.fingerprint for r in records if r.fingerprint})),
-        "data": results.arms[0][0].config.data.source,
+        "data": ", ".join(dict.fromkeys(cell.config.data.source for cell in _baselines(results))),
         "member_seconds": sum(r.seconds for r in records),
     }

@@ -14,7 +14,7 @@ from ablations.analyses import ANALYSES, analyse
 from ablations.analyses.common import Analysis
 from ablations.decide import CHECKS, RULES, Adjusted, Downgrade, Finding, Verdict, downgrades
 from ablations.evidence import Evidence, Setting
-from ablations.schema import Contrast
+from ablations.schema import BY_CHECK, Contrast
 from ablations.statistics import Interval, benjamini_hochberg, holm
 
 DEFAULT_CONDITION = "default"
@@ -156,13 +156,13 @@ def judge_all(
     Raises:
       ConfigError: a contrast that needs a direction states none.
     """
-    family = [(contrast, name) for contrast in contrasts for name in contrast.conditions or conditions]
-    found = [evidence.get((contrast.hash, name)) for contrast, name in family]
-    inferred = [i for i, (contrast, _) in enumerate(family) if contrast.type in ANALYSES]
+    compared = family(contrasts, conditions)
+    found = [evidence.get((contrast.hash, name)) for contrast, name in compared]
+    inferred = [i for i, (contrast, _) in enumerate(compared) if contrast.type in ANALYSES]
     analyses: dict[int, Analysis] = {}
     for i in inferred:
         known = found[i]
-        analyses[i] = Analysis(missing="not run", remedy="run it") if known is None else analyse(family[i][0], known)
+        analyses[i] = Analysis(missing="not run", remedy="run it") if known is None else analyse(compared[i][0], known)
     primary = np.array([analyses[i].primary.p for i in inferred])
     counter = np.array([analyses[i].counter.p for i in inferred])
     columns = zip(inferred, holm(primary), holm(counter), benjamini_hochberg(primary), strict=True)
@@ -171,7 +171,21 @@ def judge_all(
         _inferred(contrast, name, found[i] or Evidence(), setting, analyses[i], *adjusted[i])
         if i in analyses
         else _checked(contrast, name, found[i] or Evidence(), setting)
-        for i, (contrast, name) in enumerate(family)
+        for i, (contrast, name) in enumerate(compared)
+    ]
+
+
+def family(contrasts: Sequence[Contrast], conditions: Sequence[str]) -> list[tuple[Contrast, str]]:
+    """Every comparison that is judged: a contrast under each of its conditions that is among `conditions`.
+
+    What a check decides, no training condition changes: it is listed once.
+    """
+    once = (conditions[0] if len(conditions) == 1 else DEFAULT_CONDITION,)
+    return [
+        (contrast, name)
+        for contrast in contrasts
+        for name in (once if contrast.type in BY_CHECK else contrast.conditions or conditions)
+        if name in conditions or contrast.type in BY_CHECK
     ]
 
 
@@ -226,7 +240,7 @@ def _decision(
     return Decision(
         contrast=contrast,
         condition=condition,
-        setting=setting,
+        setting=dataclasses.replace(setting, scale=setting.scales.get(condition, setting.scale)),
         verdict=finding.verdict,
         label=finding.label,
         reason=finding.reason,

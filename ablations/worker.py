@@ -26,6 +26,7 @@ from typing import Any
 from ablations import jobs, store
 from ablations.cells import Member
 from ablations.jobs import Job
+from ablations.schema import PERCENT
 from transformer.errors import ConfigError, UserError
 from transformer.numerics import EXECUTIONS
 from transformer.training.interrupts import PREEMPTED, STOPPED_BY_USER
@@ -33,7 +34,7 @@ from transformer.training.jsonfiles import read_json, write_json
 
 REGISTERED = "registered.json"
 SHARED = "population"  # where a population's checkpoint lies, in the arm's directory
-FINAL = ("loss", *store.PERCENT)  # of a final evaluation; a probe measures anything else
+FINAL = ("loss", *PERCENT)  # of a final evaluation; a probe measures anything else
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")  # env.json has them all
 
 
@@ -217,9 +218,11 @@ class _Arm:
             tokens=train_rows[-1]["tokens"] if train_rows else 0,
             seconds=summary.get("training_seconds", 0.0),
             curve=_curve(validation, "loss"),
-            curves={name: _curve(validation, name) for name in store.PERCENT if any(name in r for r in validation)},
+            curves={name: _curve(validation, name) for name in PERCENT if any(name in r for r in validation)},
             train_curve=store.thin([(r["tokens"], r["loss"], r["grad_norm"]) for r in train_rows]),
-            references={name: _percent(name, v) for name, v in self.dataset.bounds("validation").items()},
+            references={
+                name: _percent(name, v) for name, v in self.program.objective.bounds(self.dataset, "validation").items()
+            },
             fingerprint=summary["fingerprint"],
             contrasts=contrasts,
             environment=_environment(path),
@@ -255,7 +258,7 @@ class _Arm:
 
 def _percent(name: str, value: float) -> float:
     """Shares become points; everything else stays."""
-    return 100.0 * value if name in store.PERCENT or name == "chance" else value
+    return 100.0 * value if name in PERCENT or name == "chance" else value
 
 
 def _curve(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[tuple[float, ...], ...]:

@@ -24,6 +24,7 @@ ON_CPU: dict[str, list[str]] = {
     "train_step": ["--compile"],
     "arm": [],
     "attention_memory": [],
+    "norm": [],
     "population": [],
 }
 HEAD = """# Results

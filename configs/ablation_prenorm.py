@@ -1,19 +1,139 @@
-"""Where should the norm stand: before the sublayer, after the addition, or nowhere?
+"""Where should the norm stand: before the sublayer, after the addition, or nowhere? And what does the other way take?
 
-python train.py --config=configs/ablation_prenorm.py            # the baseline arm, pre
-python train.py --config=configs/ablation_prenorm.py:post
+    python -m ablations run prenorm --profile=quick
+    python train.py --config=configs/ablation_prenorm.py            # the baseline arm, pre
+    python train.py --config=configs/ablation_prenorm.py:post
+
+Depth is a condition: two, six and ten layers. Warm-up is an arm, since what is claimed is that post-norm needs it and
+pre-norm does not. The quick runs are short, 0.1M tokens, because stability is judged on seven seeds at every learning
+rate; whether a deep post-norm model would catch up later is not answered by them.
 """
 
-from ablations.schema import Ablation, Arm, arm_config
+from ablations.profiles import QUICK, standard
+from ablations.schema import Ablation, Arm, Condition, Contrast, arm_config
+
+POST = {"model.norm.placement": "post"}
+NO_WARM_UP = {"optimizer.warmup_steps": 0}
+DEEPNORM = {
+    **POST,
+    "model.residual.attention.skip_gain": "deepnorm",
+    "model.residual.ffn.skip_gain": "deepnorm",
+    "model.init.scheme": "deepnorm",
+}
+CHECK = "tests/claims/test_residual.py::"
+SHORT = {
+    "data.sequence_length": 64,
+    "train.steps": 110,
+    "train.eval_every": 22,
+    "train.checkpoint_every": 55,
+    "optimizer.warmup_steps": 11,
+    "eval.tokens": 16384,
+}
 
 ABLATION = Ablation(
     question="Does it matter whether layer norm stands before the sublayer, after the addition, or nowhere?",
     arms={
         "pre": Arm(note="x + f(norm(x)), and a norm before the logits"),
-        "post": Arm({"model.norm.placement": "post"}, note="norm(x + f(x)), as in the original transformer"),
+        "post": Arm(POST, note="norm(x + f(x)), as in the original transformer"),
         "none": Arm({"model.norm.kind": "none"}, note="x + f(x)"),
+        "deepnorm": Arm(DEEPNORM, note="norm(a x + f(x)) with a residual and initial weights scaled by depth"),
+        "pre_no_warmup": Arm(NO_WARM_UP, note="pre, the first step at the full learning rate"),
+        "post_no_warmup": Arm({**POST, **NO_WARM_UP}, note="post, the first step at the full learning rate"),
+        "pre_no_final": Arm({"model.norm.final": "never"}, note="pre, without the norm before the logits"),
     },
-    matched=("tokens", "depth"),
+    conditions={
+        "two_layers": Condition({"model.num_layers": 2}, arms=("post", "none", "pre_no_final")),
+        "six_layers": Condition({"model.num_layers": 6}, arms=("post", "pre_no_warmup", "post_no_warmup")),
+        "ten_layers": Condition({"model.num_layers": 10}, arms=("post", "deepnorm", "pre_no_warmup", "post_no_warmup")),
+    },
+    contrasts=(
+        Contrast("gradient_scale_by_placement", "exact", check=f"{CHECK}TestGradientScaleByPlacement"),
+        Contrast(
+            "postln_gradient_product_vanishes",
+            "exact",
+            prior="mixed",
+            check=f"{CHECK}TestPostlnGradientProductVanishes",
+        ),
+        Contrast("postln_mechanism_seed3", "exact", prior="refuted", check=f"{CHECK}TestPostlnMechanismSeed3"),
+        Contrast("postln_amplifies_perturbation", "exact", check=f"{CHECK}TestPostlnAmplifiesPerturbation"),
+        Contrast("preln_stream_grows", "exact", check=f"{CHECK}TestPrelnStreamGrows"),
+        Contrast(
+            "preln_vs_postln_stability",
+            "stability",
+            test="post",
+            base="pre",
+            expect="worse",
+            note="a narrower range of learning rates, or more runs that diverge",
+        ),
+        Contrast(
+            "postln_needs_warmup",
+            "superiority",
+            test="post_no_warmup",
+            base="post",
+            expect="worse",
+            margin=0.05,
+            conditions=("six_layers", "ten_layers"),
+            prior="mixed",
+            note="post needs it",
+        ),
+        Contrast(
+            "postln_needs_warmup",
+            "equivalence",
+            test="pre_no_warmup",
+            base="pre",
+            margin=0.05,
+            conditions=("six_layers", "ten_layers"),
+            prior="mixed",
+            note="pre does not",
+        ),
+        Contrast(
+            "postln_diverges_always",
+            "catastrophe",
+            test="post",
+            base="pre",
+            conditions=("ten_layers",),
+            prior="refuted",
+            note="as it is, at its best learning rate",
+        ),
+        Contrast(
+            "postln_diverges_always",
+            "catastrophe",
+            test="deepnorm",
+            base="pre",
+            conditions=("ten_layers",),
+            prior="refuted",
+            note="with the residual and initial weights of DeepNorm",
+        ),
+        Contrast(
+            "postln_better_if_tuned",
+            "superiority",
+            test="post",
+            base="pre",
+            expect="better",
+            conditions=("two_layers", "six_layers"),
+            prior="inconclusive",
+        ),
+        Contrast(
+            "preln_final_norm",
+            "superiority",
+            test="pre_no_final",
+            base="pre",
+            expect="worse",
+            margin=0.02,
+            conditions=("two_layers",),
+            prior="inconclusive",
+        ),
+    ),
+    profiles=standard(
+        quick={"overrides": {**QUICK, **SHORT}, "tuning_seeds": 7},
+        smoke={"conditions": ("two_layers",)},
+        demo={"conditions": ("two_layers",), "arms": ("pre", "post", "none")},
+    ),
+    matched=("tokens",),
+    unanswered={
+        "postln_finetune_sensitivity": "it takes a pre-trained model of each kind and a second stage of training, "
+        "which no profile runs yet",
+    },
 )
 
 

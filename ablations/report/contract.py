@@ -17,12 +17,14 @@ POINTS = 100  # a curve carries at most this many points a seed
 
 _TOP: dict[str, Any] = {
     "name": "unnamed", "question": "", "profile": "", "scale": "", "verdicts": True,
-    "metric": "loss", "better": "lower", "unit": "", "matched": [], "headline": "",
-    "progress": {}, "claims": [], "decisions": [], "arms": [], "noise": {}, "references": [],
-    "checks": [], "provenance": {},
+    "matched": [], "headline": "", "progress": {}, "conditions": [], "claims": [], "decisions": [], "arms": [],
+    "noise": [], "checks": [], "provenance": {},
 }  # fmt: skip
 _PROGRESS: dict[str, Any] = {
     "planned": 0, "done": 0, "diverged": 0, "failed": 0, "missing": 0, "tampered": [],
+}  # fmt: skip
+_CONDITION: dict[str, Any] = {
+    "condition": "default", "note": "", "scale": "", "metric": "loss", "better": "lower", "unit": "", "references": [],
 }  # fmt: skip
 _CLAIM: dict[str, Any] = {
     "claim": "", "statement": "", "kind": "", "prior": "", "surprise": False, "literature": [],
@@ -30,8 +32,8 @@ _CLAIM: dict[str, Any] = {
 }  # fmt: skip
 _DECISION: dict[str, Any] = {
     "claim": "", "condition": "default", "type": "superiority", "test": "", "base": "", "arms": [],
-    "metric": "loss", "margin": None, "better": "lower", "verdict": "inconclusive", "label": "", "reason": "",
-    "remedy": "", "sentence": "", "estimate": None, "estimate_name": "difference", "interval90": None,
+    "metric": "loss", "unit": "", "margin": None, "better": "lower", "verdict": "inconclusive", "label": "",
+    "reason": "", "remedy": "", "sentence": "", "estimate": None, "estimate_name": "difference", "interval90": None,
     "interval95": None, "n": 0, "p": None, "p_adjusted": None, "q": None,
     "counter_p": None, "counter_p_adjusted": None, "against": False, "method": "", "sd": None, "rho": None,
     "detectable": None, "downgrades": [], "prior": "", "contrast_hash": "", "registered": "", "check": "",
@@ -53,7 +55,7 @@ _CONFOUNDS: dict[str, Any] = {
     "config": [], "parameters_only_base": [], "parameters_only_arm": [], "shape_changed": [],
     "decay_changed": [], "init_changed": [],
 }  # fmt: skip
-_NOISE: dict[str, Any] = {"sigma": None, "interval": None, "n": 0, "note": ""}
+_NOISE: dict[str, Any] = {"condition": "default", "unit": "", "sigma": None, "interval": None, "n": 0, "note": ""}
 _PAIR: dict[str, Any] = {"seed": 0, "test": None, "base": None}
 _DOWNGRADE: dict[str, Any] = {"reason": "", "remedy": ""}
 _CHECK: dict[str, Any] = {"claim": "", "name": "", "passed": False, "sabotage_caught": None, "detail": ""}
@@ -62,6 +64,15 @@ _PROVENANCE: dict[str, Any] = {
     "command": "", "git": "", "python": "", "packages": {}, "device": "", "fingerprint": "", "data": "",
     "member_seconds": None,
 }  # fmt: skip
+
+_TABLES = {
+    "conditions": _CONDITION,
+    "claims": _CLAIM,
+    "decisions": _DECISION,
+    "arms": _ARM,
+    "noise": _NOISE,
+    "checks": _CHECK,
+}
 
 
 def complete(data: Mapping[str, Any]) -> dict[str, Any]:
@@ -74,14 +85,19 @@ def complete(data: Mapping[str, Any]) -> dict[str, Any]:
         raise UserError(f"A report is rendered from a dictionary, not from {type(data).__name__}.")
     report = _filled(_clean(data), _TOP)
     report["progress"] = _filled(report["progress"], _PROGRESS)
-    report["noise"] = _filled(report["noise"], _NOISE)
     report["provenance"] = _filled(report["provenance"], _PROVENANCE)
-    for key, defaults in (("claims", _CLAIM), ("decisions", _DECISION), ("arms", _ARM), ("checks", _CHECK)):
+    for key, defaults in _TABLES.items():
         report[key] = [_filled(row, defaults) for row in report[key]]
+    stated = {row["condition"] for row in report["conditions"]}
+    for name in dict.fromkeys(arm["condition"] for arm in report["arms"]):
+        if name not in stated:
+            report["conditions"].append(_filled({"condition": name}, _CONDITION))
     for claim in report["claims"]:
         claim["literature"] = [_filled(row, _LITERATURE) for row in claim["literature"]]
-    report["noise"]["interval"] = _interval(report["noise"]["interval"])
-    report["references"] = _rows(report["references"], 2)
+    for row in report["noise"]:
+        row["interval"] = _interval(row["interval"])
+    for row in report["conditions"]:
+        row["references"] = _rows(row["references"], 2)
     for decision in report["decisions"]:
         for key in ("interval90", "interval95"):
             decision[key] = _interval(decision[key])

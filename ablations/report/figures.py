@@ -19,6 +19,7 @@ from ablations.report.members import (
     conditions,
     curve,
     finished_curves,
+    judged_by,
     judged_runs,
     titled,
     with_curves,
@@ -48,7 +49,7 @@ def learning_rate_curves(report: Row) -> Figure | None:
     return Figure(
         "learning_rate_curves",
         "Learning-rate curves",
-        f"{report['metric'].capitalize()} of the tuning runs against the learning rate. Each point is one run, the "
+        "What the tuning runs ended with, against the learning rate. Each point is one run, the "
         "line their mean; the baseline is grey and dashed behind it. The upright line marks the rate that was "
         "chosen. A triangle at the edge is a run that diverged or ended worse than it began; in the mean it counts "
         "as the value before training.",
@@ -66,7 +67,8 @@ def _tuning(arm: Row) -> list[Row]:
 
 
 def _learning_rate_panel(report: Row, arm: Row, styles: Mapping[str, ArmStyle]) -> Panel:
-    worse, base = worse_sign(report["better"]), baseline_of(report, arm)
+    judged, base = judged_by(report, arm["condition"]), baseline_of(report, arm)
+    worse = worse_sign(judged["better"])
     shown = [arm] if base is None else [base, arm]
     runs = [row for one in shown for row in _tuning(one)]
     cap = worst_start(runs, worse)
@@ -75,7 +77,7 @@ def _learning_rate_panel(report: Row, arm: Row, styles: Mapping[str, ArmStyle]) 
     rates = sorted({row["learning_rate"] for row in runs})
     axis = alt.Axis(title="learning rate", values=rates, format=".0e", labelOverlap=True)
     scale = alt.Scale(type="log", domain=[rates[0] / 1.3, rates[-1] * 1.3], nice=False)
-    sheet = Sheet(alt.X("x:Q", scale=scale, axis=axis), within, _metric_title(report))
+    sheet = Sheet(alt.X("x:Q", scale=scale, axis=axis), within, _metric_title(judged))
     ends = []
     for one in shown:
         style, name = styles[one["arm"]], titled(report, one)
@@ -94,7 +96,7 @@ def _learning_rate_panel(report: Row, arm: Row, styles: Mapping[str, ArmStyle]) 
     sheet.labels(ends)
     subtitle = f"chosen {numbers.rate(arm['learning_rate'])}" if arm["learning_rate"] else "no rate chosen yet"
     subtitle += ", at the edge of the grid" if arm["edge"] else ""
-    description = f"{titled(report, arm)}: {report['metric']} of {len(runs)} tuning runs by learning rate, {subtitle}"
+    description = f"{titled(report, arm)}: {judged['metric']} of {len(runs)} tuning runs by learning rate, {subtitle}"
     return sheet.panel(titled(report, arm), subtitle, styles[arm["arm"]].color, description)
 
 
@@ -119,24 +121,24 @@ def _tuning_mark(sheet: Sheet, arm: Row, row: Row, name: str) -> str:
 
 
 def learning_curves(report: Row) -> Figure | None:
-    """Validation loss against tokens: all means from the start, then each arm against its baseline."""
+    """The metric on validation against tokens: all means from the start, then each arm against its baseline."""
     styles = styles_of(report)
     panels: list[Panel] = []
     for condition in conditions(report):
-        arms = [arm for arm in report["arms"] if arm["condition"] == condition and with_curves(arm, "loss")]
+        arms = [arm for arm in report["arms"] if arm["condition"] == condition and with_curves(arm, "metric")]
         if len(arms) > 1:
             overview = _overview(report, arms, styles)
             panels += [overview] if overview else []
-        panels += [_curve_panel(report, arm, "loss", styles) for arm in _in_panels(arms)]
+        panels += [_curve_panel(report, arm, "metric", styles) for arm in _in_panels(arms)]
     if not panels:
         return None
     return Figure(
         "learning_curves",
         "Learning curves",
-        "Validation loss against training tokens. Thin lines are single seeds, thick lines the mean of those that "
-        "finished; the baseline is grey and dashed. A panel titled “All arms” shows the means from the start on one "
-        "scale. The others frame the last three quarters of training, each on its own scale, so curves enter them "
-        "from above. A triangle at the upper edge is a run that diverged, or a loss above the frame.",
+        "What is measured on the validation data, against training tokens. Thin lines are single seeds, thick lines "
+        "the mean of those that finished; the baseline is grey and dashed. A panel titled “All arms” shows the means "
+        "from the start on one scale. The others frame the last three quarters of training, each on its own scale, so "
+        "curves enter them from outside. A triangle at the edge is a run that diverged, or a value beyond the frame.",
         tuple(panels),
     )
 
@@ -167,19 +169,21 @@ def _in_panels(arms: Sequence[Row]) -> Sequence[Row]:
 
 def _overview(report: Row, arms: Sequence[Row], styles: Mapping[str, ArmStyle]) -> Panel | None:
     """The means of all arms under one condition; None while no run has finished."""
-    means = [(arm, [point for point in mean_curve(finished_curves(arm, "loss")) if point[0] > 0]) for arm in arms]
+    means = [(arm, [point for point in mean_curve(finished_curves(arm, "metric")) if point[0] > 0]) for arm in arms]
     means = [(arm, points) for arm, points in means if points]
     if not means:
         return None
-    references = [value for _, value in report["references"] if value is not None]
-    within = frame([*(y for _, points in means for _, y in points), *references], False, _initial(report, arms))
-    sheet = Sheet(_log_tokens_axis([points for _, points in means]), within, _loss_title(report))
+    judged = judged_by(report, arms[0]["condition"])
+    worse, initial = worse_sign(judged["better"]), _initial(judged, arms)
+    references = [value for _, value in judged["references"] if value is not None]
+    within = frame([*(y for _, points in means for _, y in points), *references], False, initial, worse)
+    sheet = Sheet(_log_tokens_axis([points for _, points in means]), within, _curve_title(judged))
     drawn = [(arm, enter(points, within)) for arm, points in means]
     for arm, points in sorted(drawn, key=lambda pair: not pair[0]["baseline"]):
         style = styles[arm["arm"]]
         key = sheet.mark(f"{arm['label']}: mean", arm["arm"], None, "mean", condition=arm["condition"])
         sheet.lines([(key, points)], style.color, 1.8, dash=style.dash)
-    _references(sheet, report)
+    _references(sheet, judged)
     drawn.sort(key=lambda pair: -pair[1][-1][1])
     if len(drawn) <= DIRECT_LABELS:
         sheet.labels([(arm["label"], points[-1][1], styles[arm["arm"]].color) for arm, points in drawn])
@@ -187,17 +191,17 @@ def _overview(report: Row, arms: Sequence[Row], styles: Mapping[str, ArmStyle]) 
         sheet.key([(arm["label"], styles[arm["arm"]].color, styles[arm["arm"]].dash) for arm, _ in drawn])
     condition = arms[0]["condition"]
     title = "All arms" if len(conditions(report)) < 2 else f"All arms, {condition}"
-    description = f"{title}: mean validation loss of {len(drawn)} arms against tokens"
+    description = f"{title}: mean validation {judged['metric']} of {len(drawn)} arms against tokens"
     return sheet.panel(title, "means, from the start of training", ink("ink"), description)
 
 
 def _curve_panel(report: Row, arm: Row, what: What, styles: Mapping[str, ArmStyle]) -> Panel:
     """Every seed thin and every mean thick, the baseline behind; runs that diverged end in a triangle."""
-    base = baseline_of(report, arm)
+    base, judged = baseline_of(report, arm), judged_by(report, arm["condition"])
     shown = [arm] if base is None else [base, arm]
-    if what == "loss":
-        within = _late_frame(report, shown)
-        sheet = Sheet(_tokens_axis(shown), within, _loss_title(report))
+    if what == "metric":
+        within = _late_frame(judged, shown)
+        sheet = Sheet(_tokens_axis(shown), within, _curve_title(judged))
     else:
         within = _norm_frame(shown)
         sheet = Sheet(_tokens_axis(shown), within, "gradient norm", "log")
@@ -220,25 +224,29 @@ def _curve_panel(report: Row, arm: Row, what: What, styles: Mapping[str, ArmStyl
             key = sheet.mark(f"{titled(report, one)}: mean", one["arm"], None, "mean", condition=one["condition"])
             sheet.lines([(key, mean)], style.color, 2.2, dash=style.dash)
             ends.append((one["label"], mean[-1][1], style.color))
-    if what == "loss":
-        _references(sheet, report)
+    if what == "metric":
+        _references(sheet, judged)
     sheet.labels(ends)
     states = [member["state"] for member in judged_runs(arm)]
     unlucky = [f"{states.count(state)} {word}" for state, word in UNLUCKY if state in states]
     subtitle = ", ".join([f"{numbers.plural(states.count('done'), 'seed')} finished", *unlucky])
     name = titled(report, arm)
-    return sheet.panel(name, subtitle, styles[arm["arm"]].color, f"{name}: {what} against tokens, {subtitle}")
+    shown_is = judged["metric"] if what == "metric" else what
+    return sheet.panel(name, subtitle, styles[arm["arm"]].color, f"{name}: {shown_is} against tokens, {subtitle}")
 
 
-def _late_frame(report: Row, arms: Sequence[Row]) -> Frame:
+def _late_frame(judged: Row, arms: Sequence[Row]) -> Frame:
     """Around every finished curve after the first quarter of the tokens."""
-    everything = [(member["state"], curve(member, "loss")) for arm in arms for member in with_curves(arm, "loss")]
+    worse = worse_sign(judged["better"])
+    everything = [(member["state"], curve(member, "metric")) for arm in arms for member in with_curves(arm, "metric")]
     start = WINDOW * max((x for _, points in everything for x, _ in points), default=0)
     late = [(state, y) for state, points in everything for x, y in points if x >= start]
     done = [y for state, y in late if state == "done" and y is not None]
     framed = done or [y for _, y in late if y is not None]
     lost = any(state == "diverged" for state, _ in everything)
-    return frame(framed, lost or any(y is None or y > max(framed) for _, y in late), _initial(report, arms))
+    worst = max(framed, key=lambda y: worse * y, default=0.0)
+    beyond = lost or any(y is None or worse * (y - worst) > 0 for _, y in late)
+    return frame(framed, beyond, _initial(judged, arms), worse)
 
 
 def _norm_frame(arms: Sequence[Row]) -> Frame:
@@ -250,13 +258,14 @@ def _norm_frame(arms: Sequence[Row]) -> Frame:
     return frame(framed, lost or any(y is None or y > max(framed, default=y) for y in every), log=True)
 
 
-def _initial(report: Row, arms: Sequence[Row]) -> float | None:
-    """The validation loss before training: as recorded, else read off the first point of the curves."""
-    runs = [run for arm in arms for run in with_curves(arm, "loss")]
-    if report["metric"] == "loss" and worst_start(runs, 1) is not None:
-        return worst_start(runs, 1)
-    starts = [curve(run, "loss")[0][1] for run in runs]
-    return max((y for y in starts if y is not None), default=None)
+def _initial(judged: Row, arms: Sequence[Row]) -> float | None:
+    """The metric before training: as recorded, else read off the first point of the curves."""
+    worse, runs = worse_sign(judged["better"]), [run for arm in arms for run in with_curves(arm, "metric")]
+    recorded = worst_start(runs, worse)
+    if recorded is not None:
+        return recorded
+    starts = [curve(run, "metric")[0][1] for run in runs]
+    return max((y for y in starts if y is not None), key=lambda y: worse * y, default=None)
 
 
 def _tokens_axis(arms: Sequence[Row]) -> alt.X:
@@ -271,15 +280,15 @@ def _log_tokens_axis(curves: Sequence[Sequence[Point]]) -> alt.X:
     return alt.X("x:Q", scale=alt.Scale(type="log", domain=[min(seen), max(seen)], nice=False), axis=axis)
 
 
-def _references(sheet: Sheet, report: Row) -> None:
-    for label, value in report["references"]:
+def _references(sheet: Sheet, judged: Row) -> None:
+    for label, value in judged["references"]:
         if value is not None:
             sheet.level(value, label, ink("reference"))
 
 
-def _loss_title(report: Row) -> str:
-    return f"validation loss ({report['unit']})" if report["metric"] == "loss" and report["unit"] else "validation loss"
+def _curve_title(judged: Row) -> str:
+    return f"validation {_metric_title(judged)}"
 
 
-def _metric_title(report: Row) -> str:
-    return f"{report['metric']} ({report['unit']})" if report["unit"] else str(report["metric"])
+def _metric_title(judged: Row) -> str:
+    return f"{judged['metric']} ({judged['unit']})" if judged["unit"] else str(judged["metric"])

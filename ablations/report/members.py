@@ -7,13 +7,18 @@ from typing import Any, Literal
 
 Row = Mapping[str, Any]
 Curve = list[tuple[float, float | None]]
-What = Literal["loss", "gradient norm"]
+What = Literal["metric", "gradient norm"]
 Ending = tuple[float | None, str]  # final value, state
 
 
 def conditions(report: Row) -> list[str]:
     """Names of the conditions, in order of first appearance."""
     return list(dict.fromkeys(arm["condition"] for arm in report["arms"]))
+
+
+def judged_by(report: Row, condition: str) -> Row:
+    """The metric of a condition, which way it is better, its unit, and what simple predictors score."""
+    return next(row for row in report["conditions"] if row["condition"] == condition)
 
 
 def titled(report: Row, arm: Row) -> str:
@@ -42,8 +47,8 @@ def judged_runs(arm: Row) -> list[Row]:
 
 def curve(member: Row, what: What) -> Curve:
     """(tokens, value) of one run; None where the value was not finite. Gradient norms of zero are left out."""
-    if what == "loss":
-        return [(tokens, loss) for tokens, loss in member["curve"]]
+    if what == "metric":
+        return [(tokens, value) for tokens, value in member["curve"]]
     return [(tokens, norm) for tokens, _, norm in member["train_curve"] if norm is None or norm > 0]
 
 

@@ -49,6 +49,9 @@ AMOUNTS: dict[str, Callable[[float | None], str]] = {
 }
 
 
+SIDES = {"lower": "left", "higher": "right"}  # of the zero line, where an arm is better
+
+
 class _Raw(str):
     """Text that is Markdown already."""
 
@@ -100,11 +103,23 @@ def context(report: Row, figures: Sequence[Figure]) -> dict[str, Any]:
         "unlucky": words.unlucky_runs(report),
         "cost": _cost(report),
         "confounds": _confounds(report),
-        "noise": words.noise_sentence(report),
+        "noise": words.noise_sentences(report),
         "literature": _literature(report),
         "provenance": _provenance(report),
-        "better_side": "left" if report["better"] == "lower" else "right",
+        "better_side": _better_side(report),
     }
+
+
+def _better_side(report: Row) -> str:
+    """Which side of the zero line is better for the arm named first."""
+    metrics = {way: sorted({d["metric"] for d in report["decisions"] if _is_difference(d, way)}) for way in SIDES}
+    if not all(metrics.values()):
+        return f"{SIDES['higher' if metrics['higher'] else 'lower']} of the line"
+    return " or ".join(f"{SIDES[way]} of the line (for {numbers.listed(names)})" for way, names in metrics.items())
+
+
+def _is_difference(decision: Row, better: str) -> bool:
+    return decision["estimate_name"] in forest.DIFFERENCES and decision["better"] == better
 
 
 def _claims(report: Row) -> list[dict[str, Any]]:
@@ -144,7 +159,7 @@ def _comparison(report: Row, decision: Row, scales: dict[tuple[str, str], forest
         "estimate_name": decision["estimate_name"],
         "estimate": middle,
         "interval": interval,
-        "unit": report["unit"] if signed and decision["metric"] == report["metric"] else "",
+        "unit": decision["unit"] if signed else "",
         "picture": Markup(picture),
         "inferred": decision["p"] is not None,
         "n": "–" if by_check else decision["n"],

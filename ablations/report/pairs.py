@@ -15,6 +15,7 @@ from ablations.report.members import (
     Row,
     ending,
     find,
+    judged_by,
     paired_ending,
     titled,
     worse_sign,
@@ -44,7 +45,7 @@ def paired_slopes(report: Row) -> Figure | None:
         ]
         if not any(_drawn(end) for _, *ends in pairs for end in ends):
             continue
-        same_metric = decision["metric"] == report["metric"]
+        same_metric = decision["metric"] == judged_by(report, decision["condition"])["metric"]
         runs = [*base["members"], *test["members"]] if same_metric else []
         title = f"{titled(report, test)} against {base['label']}"
         panels.append(_panel(report, title, decision["label"], (base, test), pairs, runs, decision))
@@ -73,11 +74,12 @@ def noise_floor(report: Row) -> Figure | None:
     for arm in report["arms"]:
         twins, own = ({m["seed"]: m for m in arm["members"] if m["twin"] is twin} for twin in (True, False))
         seeds = [seed for seed in sorted(twins) if seed in own]
-        pairs = [(s, ending(own[s], report["metric"]), ending(twins[s], report["metric"])) for s in seeds]
+        judged = judged_by(report, arm["condition"])
+        pairs = [(s, ending(own[s], judged["metric"]), ending(twins[s], judged["metric"])) for s in seeds]
         if any(_drawn(end) for _, *ends in pairs for end in ends):
             twin = {**arm, "label": "twin"}
             title = f"{titled(report, arm)} against its twin"
-            panels.append(_panel(report, title, "same data, other start", (arm, twin), pairs, arm["members"], report))
+            panels.append(_panel(report, title, "same data, other start", (arm, twin), pairs, arm["members"], judged))
     if not panels:
         return None
     return Figure(
@@ -111,7 +113,7 @@ def _panel(
     diverged = any(state == "diverged" for _, *ends in pairs for _, state in ends)
     within = frame(values, bool(past) or diverged, cap, worse)
     x = alt.X("x:Q", axis=None, scale=alt.Scale(domain=[0, 1], nice=False))
-    unit = f" ({report['unit']})" if metric == report["metric"] and report["unit"] else ""
+    unit = f" ({judged['unit']})" if judged["unit"] else ""
     sheet = Sheet(x, within, metric + unit)
     style = styles_of(report)[arms[1]["arm"]]
     color = ink("base-seed") if arms[1]["baseline"] else style.color

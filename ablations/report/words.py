@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ablations.report import numbers
-from ablations.report.members import Row, baseline_of, conditions, judged_runs, titled
+from ablations.report.members import Row, baseline_of, conditions, judged_by, judged_runs, titled
 from ablations.report.numbers import listed, plural
 from ablations.schema import BY_CHECK
 
@@ -23,8 +23,10 @@ def asked(report: Row) -> str:
         noted = [_introduced(first[name], len(names) <= NAMED_ARMS) for name in names]
         kinds = plural(len(names), "arm")
         parts.append(f"{kinds} {'was' if len(names) == 1 else 'were'} run: {'; '.join(noted)}.")
-    if len(conditions(report)) > 1:
-        parts.append(f"Each was run under {len(conditions(report))} conditions: {listed(conditions(report))}.")
+    rows = [judged_by(report, name) for name in conditions(report)]
+    if len(rows) > 1:
+        noted = [f"{row['condition']}: {row['note'].rstrip('.')}" if row["note"] else row["condition"] for row in rows]
+        parts.append(f"There are {len(noted)} conditions: {'; '.join(noted)}.")
     claims = len(report["claims"])
     if claims:
         compared = plural(len(report["decisions"]), "comparison")
@@ -136,34 +138,46 @@ def certainty(report: Row) -> str:
 def _resolution(report: Row, inferred: Sequence[Row]) -> list[str]:
     """The margin, the smallest visible effect, and the noise floor."""
     said = []
-    same = [d for d in inferred if d["metric"] == report["metric"] and d["estimate_name"] == "difference"]
-    margins = sorted({d["margin"] for d in same if d["margin"]})
-    unit = f" {report['unit']}" if report["unit"] else ""
-    if margins:
-        amounts = listed([f"{margin:g}" for margin in margins], "or")
-        said.append(f"Differences smaller than {amounts}{unit} are treated as no difference.")
-    seen = sorted(d["detectable"] for d in same if d["detectable"] is not None)
-    if seen:
-        ends = [numbers.significant(end, 2) for end in (seen[0], seen[-1])]
-        span = ends[0] if ends[0] == ends[1] else f"{ends[0]} to {ends[1]}"
-        said.append(f"A true difference of {span}{unit} would be noticed four times in five.")
-    if report["noise"]["sigma"] is not None:
-        apart = numbers.significant(report["noise"]["sigma"], 2)
-        said.append(f"Chance alone (a baseline from other initial weights) moves the result by {apart}{unit}.")
+    differences = [d for d in inferred if d["estimate_name"] == "difference"]
+    noise = [row for row in report["noise"] if row["sigma"] is not None]
+    for unit in dict.fromkeys(d["unit"] for d in differences):
+        same, named = [d for d in differences if d["unit"] == unit], f" {unit}" if unit else ""
+        margins = sorted({d["margin"] for d in same if d["margin"]})
+        if margins:
+            amounts = listed([f"{margin:g}" for margin in margins], "or")
+            said.append(f"Differences smaller than {amounts}{named} are treated as no difference.")
+        if seen := [d["detectable"] for d in same if d["detectable"] is not None]:
+            said.append(f"A true difference of {_span(seen)}{named} would be noticed four times in five.")
+        if apart := [row["sigma"] for row in noise if row["unit"] == unit]:
+            said.append(
+                f"Chance alone (a baseline from other initial weights) moves the result by {_span(apart)}{named}."
+            )
     return said
 
 
-def noise_sentence(report: Row) -> str:
-    """How far apart two runs are that differ in nothing but chance; empty when it was not measured."""
-    noise = report["noise"]
-    if noise["sigma"] is None:
-        return ""
-    unit = f" {report['unit']}" if report["unit"] else ""
-    text = f"{numbers.significant(noise['sigma'], 2)}{unit} (standard deviation over {plural(noise['n'], 'pair')}"
-    if noise["interval"]:
-        low, high = (numbers.significant(end, 2) for end in noise["interval"])
-        text += f"; 95% interval {low} to {high}"
-    return f"Two baselines that differ only in their initial weights end {text}) apart."
+def _span(values: Sequence[float]) -> str:
+    """From the smallest to the largest, or the one number they share."""
+    low, high = (numbers.significant(end, 2) for end in (min(values), max(values)))
+    return low if low == high else f"{low} to {high}"
+
+
+def noise_sentences(report: Row) -> list[str]:
+    """How far apart two runs are that differ in nothing but chance, for each condition where it was measured."""
+    said = []
+    for noise in report["noise"]:
+        where = f"Under {noise['condition']}: " if len(report["noise"]) > 1 else ""
+        if noise["sigma"] is None:
+            said.append(f"{where}{noise['note']}")
+            continue
+        unit = f" {noise['unit']}" if noise["unit"] else ""
+        text = f"{numbers.significant(noise['sigma'], 2)}{unit} (standard deviation over {plural(noise['n'], 'pair')}"
+        if noise["interval"]:
+            low, high = (numbers.significant(end, 2) for end in noise["interval"])
+            text += f"; 95% interval {low} to {high}"
+        said.append(
+            f"{where}Two baselines that differ only in their initial weights end {text}) apart. {noise['note']}"
+        )
+    return said
 
 
 def _losses(report: Row) -> list[str]:

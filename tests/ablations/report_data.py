@@ -47,9 +47,13 @@ def report_data(
         "profile": "demo",
         "scale": "0.1M parameters, 0.5M tokens a run, stdlib",
         "verdicts": True,
-        "metric": "loss",
-        "better": "lower",
-        "unit": "nats per token",
+        "conditions": [
+            {
+                "condition": condition, "note": "", "scale": "0.5M tokens", "metric": "loss", "better": "lower",
+                "unit": "nats per token", "references": [["unigram entropy", 3.12], ["bigram entropy", 2.31]],
+            }
+            for condition in conditions
+        ],
         "matched": ["tokens", "depth"],
         "headline": "Layer norm after the addition costs 0.03 nats per token at this scale; without any norm, one run "
         "in eight diverged." + taint,
@@ -61,8 +65,13 @@ def report_data(
         "claims": claims,
         "decisions": decisions,
         "arms": rows,
-        "noise": {"sigma": 0.012, "interval": [0.008, 0.024], "n": seeds, "note": "init-salted twin" + taint},
-        "references": [["unigram entropy", 3.12], ["bigram entropy", 2.31]],
+        "noise": [
+            {
+                "condition": condition, "unit": "nats per token", "sigma": 0.012, "interval": [0.008, 0.024],
+                "n": seeds, "note": "init-salted twin" + taint,
+            }
+            for condition in conditions
+        ],
         "checks": [
             {"claim": "layernorm_statistics" + taint, "name": "mean 0, variance 1", "passed": True,
              "sabotage_caught": True, "detail": "largest deviation 3e-7" + taint},
@@ -174,7 +183,7 @@ def _decision(
     undecided = verdict == "inconclusive"
     return {
         "claim": f"claim_{index}", "condition": condition, "type": "superiority", "test": test, "base": base,
-        "arms": [], "metric": "loss", "margin": 0.01, "better": "lower", "verdict": verdict,
+        "arms": [], "metric": "loss", "unit": "nats per token", "margin": 0.01, "better": "lower", "verdict": verdict,
         "label": "refuted, no practical difference" if verdict == "refuted" else verdict,
         "reason": ("no difference shown, and none ruled out" if undecided else "the difference is as claimed") + taint,
         "remedy": ("run about 24 paired seeds" + taint) if undecided else "",

@@ -65,7 +65,7 @@ def test_the_grid_grows_at_the_edge_by_two_at_most(cell, optimum, grid, best, ed
 
 
 def test_higher_may_be_better(cell):
-    upwards = dataclasses.replace(cell, better="higher")
+    upwards = dataclasses.replace(cell, metric="accuracy")
     scores = tuned(cell, lr_0_001=0.5, lr_0_003=0.9, lr_0_01=None)
     assert upwards.best_learning_rate(scores) == 3e-3
     assert cell.best_learning_rate(play(cell, lambda member: None if member.learning_rate > 2e-3 else 1.0)) < 1e-3

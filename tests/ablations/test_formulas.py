@@ -12,6 +12,8 @@ from ablations.evidence import FormulaCheck
 from ablations.formulas import FORMULAS
 from transformer.errors import UserError
 
+MEASURED = ("rmsnorm_speed",)  # on a machine, by a benchmark whose numbers are committed
+
 
 def verdict(name: str, check: FormulaCheck) -> str:
     return checks.decide(name, name, check).verdict
@@ -22,7 +24,7 @@ def evaluated() -> dict[str, FormulaCheck]:
     return {name: formulas.evaluate(name) for name in FORMULAS}
 
 
-@pytest.mark.parametrize("name", FORMULAS)
+@pytest.mark.parametrize("name", [name for name in FORMULAS if name not in MEASURED])
 def test_a_formula_says_what_is_known(evaluated, name):
     """The prior of these claims was worked out by hand, before any of this was written."""
     claim = claims.get(name)

@@ -109,9 +109,20 @@ def test_the_command_prints_all_of_it(make, tmp_path, configs, capsys, monkeypat
 
 TOO_MUCH = {
     "arms": ({"arms": {f"a{i}": Arm({"model.num_layers": 1 + i} if i else {}) for i in range(9)}}, "9 arms", "8"),
-    "conditions": ({"conditions": {f"c{i}": Condition({"train.steps": 10 + i}) for i in range(5)}}, "10 arms", "8"),
+    "conditions": (
+        {
+            "conditions": {f"c{i}": Condition({"train.steps": 3900 + i}) for i in range(100)},
+            "size": {"model.num_layers": 4},
+        },
+        "1,618 million tokens times layers over all runs",
+        "268",
+    ),
     "rates": ({"profile": {"learning_rates": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)}}, "5 learning rates", "4"),
-    "runs": ({"seeds": 1, "profile": {"tuning_seeds": 32}}, "130 runs", "128"),
+    "runs": (
+        {"size": {"train.steps": 4000, "model.num_layers": 8}, "profile": {"tuning_seeds": 32}},
+        "541 million tokens times layers over all runs",
+        "268",
+    ),
     "seeds": ({"seeds": 13}, "13 test seeds", "12"),
     "tokens": ({"size": {"train.steps": 4097}}, "524,416 tokens", "524,288"),
     "tokens of one arm": ({"arms": {"a": Arm(), "b": Arm({"train.batch_size": 4096})}}, "1,572,864 tokens", "524,288"),

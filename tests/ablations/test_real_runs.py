@@ -108,8 +108,9 @@ def test_the_opposite_claim_is_refuted(effects):
 
 def test_the_effects_stand_far_above_the_noise(effects):
     data = effects("worse")
-    assert data["noise"]["n"] == SEEDS and 0 < data["noise"]["sigma"] < 0.05
-    assert all(d["estimate"] > 2 * data["noise"]["sigma"] for d in data["decisions"])
+    (noise,) = data["noise"]
+    assert noise["n"] == SEEDS and 0 < noise["sigma"] < 0.05
+    assert all(d["estimate"] > 2 * noise["sigma"] for d in data["decisions"])
 
 
 # --- Identical arms ----------------------------------------------------------------------------------------------

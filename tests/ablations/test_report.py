@@ -287,14 +287,14 @@ def test_the_same_data_gives_the_same_bytes(tmp_path):
 
 def test_the_json_is_canonical_and_strict(tmp_path):
     data = report_data(arms=2, seeds=2, points=4)
-    data["noise"]["sigma"] = float("nan")
+    data["noise"][0]["sigma"] = float("nan")
     data["decisions"][0]["interval95"] = [float("-inf"), 0.2]
     data["headline"] = "control \x00\x1b, lone surrogate \ud800, umlaut ä"
     write_report(data, tmp_path)
     text = (tmp_path / "report.json").read_text(encoding="utf-8")
     read = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not strict JSON"))
     assert text == json.dumps(read, sort_keys=True, indent=1, ensure_ascii=False) + "\n"
-    assert read["noise"]["sigma"] is None and read["decisions"][0]["interval95"] is None
+    assert read["noise"][0]["sigma"] is None and read["decisions"][0]["interval95"] is None
     assert read["headline"] == "control \ufffd\ufffd, lone surrogate \ufffd, umlaut ä"
     assert read["arms"][0]["members"][0]["curve"] == data["arms"][0]["members"][0]["curve"]
 
@@ -323,7 +323,7 @@ def _unfinished(data):
 
 def _undecidable(data):
     """Estimates of every kind, some without intervals, arms that do not exist, and claims that point nowhere."""
-    kinds = ("recovered fraction", "sensitivity ratio", "exponent", "first against last", "difference")
+    kinds = ("recovered fraction", "sensitivity ratio", "exponent", "claimed best against worst", "difference")
     data["decisions"] = [
         {**data["decisions"][0], "estimate_name": kind, "estimate": 0.7, "interval90": [0.5, 0.9], "interval95": ends}
         for kind in kinds
@@ -345,7 +345,11 @@ PARTIAL = {
     "odd comparisons": _undecidable,
     "no baseline": lambda data: {**data, "arms": data["arms"][1:]},
     "smoke": lambda data: {**data, "verdicts": False, "profile": "smoke"},
-    "higher is better": lambda data: {**data, "better": "higher", "metric": "accuracy"},
+    "higher is better": lambda data: {
+        **data,
+        "conditions": [{"condition": c, "better": "higher", "metric": "accuracy"} for c in ("default", "deep")],
+    },
+    "conditions without a word": lambda data: {**data, "conditions": []},
 }
 
 

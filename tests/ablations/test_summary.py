@@ -10,12 +10,14 @@ from pathlib import Path
 import pytest
 
 from ablations import catalog, jobs, store, summary
-from ablations.cells import Member
+from ablations.cells import Member, cells
+from ablations.report import write_report
 from ablations.schema import Arm, Condition, Contrast
 from tests.ablations.lab import WORSE, ablation, arm, fill, put, write_config
 from transformer.errors import ConfigError
 
 MADE = ablation(rates=(1e-2,), seeds=8)
+EXACT = Contrast("clm_generates", "exact", check="tests/claims/test_causal_mask.py::TestGenerates")
 OFFSET = 0.1  # nats by which the arm `other` is worse
 
 
@@ -193,13 +195,13 @@ def test_a_failed_tuning_run_decides_nothing(lab):
 
 
 def test_the_noise_floor_is_the_baseline_against_its_twins(lab):
-    noise = judged(lab())["noise"]
+    (noise,) = judged(lab())["noise"]
     assert noise["n"] == 8 and 0.003 < noise["sigma"] < 0.01 and "mean difference is zero" in noise["note"]
     assert summary.collect_noise("tiny", "tiny", lab()) == noise["sigma"]
 
 
 def test_no_twins_no_noise_floor(lab):
-    noise = judged(lab(names=("other",)))["noise"]
+    (noise,) = judged(lab(names=("other",)))["noise"]
     assert noise["sigma"] is None and noise["n"] == 0
 
 
@@ -212,7 +214,7 @@ def test_the_baseline_must_have_learned_something(lab, configs, bound, decided):
     for member in store.read_arm(path)[0]:
         put(runs, arm(made), member, loss(member), references={"unigram": 3.0, "bigram": bound})
     assert decide(runs)["verdict"] == decided
-    assert judged(runs)["references"] == [["unigram entropy", 3.0], ["bigram entropy", bound]]
+    assert judged(runs)["conditions"][0]["references"] == [["unigram entropy", 3.0], ["bigram entropy", bound]]
 
 
 def test_a_baseline_that_diverged_judges_nobody(lab):
@@ -276,7 +278,6 @@ def task(test: float, base: float, chance: float | None = 10.0, contrast: Contra
             rates=(3e-3, 1e-2, 3e-2),
             seeds=8,
             primary_metric="accuracy",
-            better="higher",
             positive_control="chance",
             contrasts=(contrast or dataclasses.replace(WORSE, metric="accuracy", better="higher", margin=2.0),),
             **changes,
@@ -302,9 +303,67 @@ def test_accuracy_is_judged_in_points(tmp_path, configs):
     (decision,) = data["decisions"]
     assert decision["verdict"] == "supported", decision["sentence"]
     assert decision["estimate"] == pytest.approx(-30.0, abs=0.5)
-    assert (data["unit"], data["better"], data["references"]) == ("points", "higher", [["chance", 10.0]])
+    (condition,) = data["conditions"]
+    assert (condition["unit"], condition["better"]) == ("points", "higher")
+    assert condition["references"] == [["chance", 10.0]]
     assert {a["learning_rate"] for a in data["arms"]} == {1e-2}
     assert data["arms"][0]["tuning"][0]["initial"] == 10.0  # before training it guesses
+
+
+def test_a_text_and_a_task_in_one_question(tmp_path, configs):
+    """Each condition has its own metric, control, arms and scale, and its own noise floor."""
+    task_contrast = dataclasses.replace(WORSE, metric="accuracy", better="higher", margin=2.0, conditions=("puzzle",))
+    made = ablation(
+        seeds=8,
+        rates=(3e-3, 1e-2, 3e-2),
+        arms={"base": Arm(), "other": Arm({"model.norm.kind": "none"}), "third": Arm({"model.ffn.kind": "none"})},
+        conditions={
+            "text": Condition(note="a language model"),
+            "puzzle": Condition(
+                {"data.source": "task", "data.task": "copy", "data.path": ""},
+                arms=("other",),
+                primary_metric="accuracy",
+                positive_control="chance",
+            ),
+        },
+        contrasts=(dataclasses.replace(WORSE, conditions=("text",)), task_contrast, EXACT),
+    )
+    write_config(configs, made)
+    for cell in cells("tiny", made, "tiny"):
+        percent, other = cell.metric == "accuracy", cell.arm != "base"
+        while todo := store.todo(cell, store.read_arm(cell.directory(tmp_path))[0]):
+            for member in todo:
+                value = loss(member) + 0.2 * other if not percent else 90.0 - 40.0 * other + loss(member)
+                value += (5.0 if percent else -1.0) * (member.learning_rate == 1e-2)
+                metrics = {cell.metric: value, f"validation_{cell.metric}": value}
+                put(tmp_path, cell, member, value, metrics=metrics, references={"chance": 10.0} if percent else {})
+    data = judged(tmp_path)
+    assert [(a["arm"], a["condition"]) for a in data["arms"]] == [
+        *((name, "text") for name in ("base", "other", "third")),
+        *((name, "puzzle") for name in ("base", "other")),
+    ]
+    assert {a["learning_rate"] for a in data["arms"]} == {1e-2}  # lowest loss, highest accuracy
+    text, puzzle, exact = data["decisions"]
+    assert (text["verdict"], text["unit"], text["estimate"] > 0) == ("supported", "nats per token", True)
+    assert (puzzle["verdict"], puzzle["unit"], puzzle["estimate"] < -30) == ("supported", "points", True)
+    assert "of the task copy" in puzzle["sentence"] and "of text" in text["sentence"]
+    assert exact["condition"] == "default"  # once, not under every condition
+    assert [(n["condition"], n["unit"], n["n"]) for n in data["noise"]] == [
+        ("text", "nats per token", 8),
+        ("puzzle", "points", 8),
+    ]
+    write_report(data, tmp_path / "report")
+    page = (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
+    assert "left of the line (for loss) or right of the line (for accuracy)" in page
+    assert "text: a language model; puzzle" in page and "accuracy (points)" in page
+
+
+def test_a_condition_is_refused_arms_it_leaves_out(tmp_path):
+    left_out = {"default": Condition(arms=("base",))}
+    with pytest.raises(ConfigError, match="reads the arm 'other' under the condition 'default', which leaves it out"):
+        ablation(conditions=left_out)
+    with pytest.raises(ConfigError, match=r"Condition 'default' names the arm 'othr', which does not exist.*other"):
+        ablation(conditions={"default": Condition(arms=("othr",))})
 
 
 def test_a_baseline_at_chance_may_not_judge(tmp_path, configs):

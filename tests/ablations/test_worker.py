@@ -265,7 +265,7 @@ def final(**splits: dict) -> list[dict]:
 
 def test_shares_become_points(tmp_path, text):
     """Whatever a final evaluation measures is there under its name; the rate is chosen on validation."""
-    made = worker._Arm(Job(tmp_path, (arm(ablation(text, primary_metric="accuracy", better="higher")),)))
+    made = worker._Arm(Job(tmp_path, (arm(ablation(text, primary_metric="accuracy")),)))
     rows = final(validation={"loss": 1.0, "accuracy": 0.5, "exact_match": 0.125}, test={"loss": 1.5, "accuracy": 0.75})
     found = made._metrics(Member(1e-2, 0), tmp_path, rows)
     assert found == {

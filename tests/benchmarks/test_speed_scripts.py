@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import random
+
+import numpy as np
 import pytest
 
-from benchmarks import arm, gpu, population
+from ablations import formulas
+from benchmarks import arm, gpu, norm, population
 
 
 def test_the_arm_is_compared_with_its_steps_alone():
@@ -38,6 +43,32 @@ def test_populations_are_compared_with_one_member():
     (table,) = population.tables(found)
     assert table.rows[0] == ("one member", "1,000", "1.00", "5.0%")
     assert table.rows[1] == ("together, K = 4", "2,000", "2.00", "10.0%")
+
+
+def test_what_is_saved_is_a_ratio_of_medians_with_an_interval():
+    base, faster = [1.0, 1.1, 0.9, 1.0, 5.0] * 6, [0.7, 0.8, 0.6, 0.7, 9.0] * 6
+    found = norm.saved(base, faster, np.random.default_rng(0))
+    assert found["saved"] == pytest.approx(30.0) and 0 < found["low"] < 30.0 < found["high"] < 60.0
+    assert norm.saved(base, base, np.random.default_rng(0))["saved"] == 0.0
+
+
+def test_every_norm_takes_its_turn_in_every_round():
+    calls: list[str] = []
+    sides = {name: (lambda n=name: float(len(calls.append(n) or calls))) for name in norm.KINDS}
+    found = norm.interleaved(sides, 4, random.Random(0))
+    rounds = [set(calls[i : i + 3]) for i in range(0, len(calls), 3)]
+    assert rounds == [set(norm.KINDS)] * (norm.WARM_UP + 4) and {len(v) for v in found.values()} == {4}
+
+
+def test_the_speed_of_a_norm_is_measured_and_decides_the_claim(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(norm, "STEPS", {})
+    stored = tmp_path / "benchmarks" / "results" / "norm.json"
+    assert norm.main(["--widths=8", "--rounds=3", f"--json={stored}"]) == 0
+    assert "norm alone, 8 wide" in capsys.readouterr().out
+    monkeypatch.setattr(formulas, "ROOT", tmp_path)
+    measured = json.loads(stored.read_text())["numbers"]["norm alone, 8 wide"]["rmsnorm"]["saved"]
+    numbers = formulas.evaluate("rmsnorm_speed").numbers
+    assert [n.claimed for n in numbers] == [30, 15] and {n.measured for n in numbers} == {measured}
 
 
 def test_the_gpu_benchmark_is_refused_on_a_cpu(capsys):

@@ -1,0 +1,169 @@
+"""The answers that are committed: records, verdicts and figures under `results/`, and the tables made of them.
+
+    results/NAME/PROFILE/records/      the sealed records of each arm, a file each, and what checks gave
+    results/NAME/PROFILE/report.md     the page as text, with its figures beside it
+    results/README.md                  every claim answered so far; the README's headline table is its first part
+
+Everything but the records is written by `python -m ablations report`, and comes out the same each time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ablations import catalog, checks, store, summary
+from ablations.cells import cells
+from transformer.errors import UserError
+from transformer.training.jsonfiles import write_json
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = Path(__file__).parent / "results"
+PROFILES = ("full", "quick", "demo")  # a verdict of the first stands above those of the others
+MARKS = "<!-- answers: written by `python -m ablations report` -->", "<!-- answers end -->"
+COLUMNS = ("What is said", "What we measured", "Verdict", "Scale", "Page")
+Answer = dict[str, Any]
+
+
+def keep(name: str, profile: str, runs: Path, results: Path | None = None) -> Path:
+    """Copies the records of an ablation, and what its checks gave, to where they are committed; records of other
+    members that are there already stay.
+
+    Raises:
+      UserError: no run has ended yet.
+    """
+    folder = (results or RESULTS) / name / profile / "records"
+    folder.mkdir(parents=True, exist_ok=True)
+    any_found = False
+    for cell in cells(name, catalog.load(name), profile):
+        directory = cell.directory(runs)
+        found, _ = store.read_arm(directory)
+        if found:
+            any_found, before = True, store.read_arm(folder / directory.name)[0]
+            store.pack({**before, **found}, folder / directory.name)
+    if not any_found:
+        raise UserError(f"{name} has no finished run at the {profile} profile in {runs}; nothing to keep.")
+    wanted = {contrast.check for contrast in catalog.load(name).contrasts if contrast.check}
+    checked = {check: row for check, row in checks.stored(runs).items() if check in wanted}
+    if checked:
+        write_json(folder / checks.STORED, dict(sorted({**checks.stored(folder), **checked}.items())))
+    return folder
+
+
+def kept(results: Path | None = None) -> list[tuple[str, str]]:
+    """(ablation, profile) of everything that is committed, by name, the larger profile first."""
+    found = [(path.parents[1].name, path.parent.name) for path in (results or RESULTS).glob("*/*/records")]
+    return sorted(found, key=lambda pair: (pair[0], PROFILES.index(pair[1]) if pair[1] in PROFILES else len(PROFILES)))
+
+
+def data(name: str, profile: str, results: Path | None = None) -> dict[str, Any]:
+    """The report data of a committed answer."""
+    return summary.summarize(summary.collect(name, profile, (results or RESULTS) / name / profile / "records"))
+
+
+def publish(reports: Sequence[Mapping[str, Any]], results: Path | None = None) -> list[Path]:
+    """Writes text, verdicts and figures of each report, and the tables over all of them."""
+    from ablations.report import write_report
+
+    written, results = [], results or RESULTS
+    for report in reports:
+        folder = results / report["name"] / report["profile"]
+        html, *files = write_report(report, folder)
+        html.unlink()  # a page for reading: it stands among the reports, `--out`
+        (folder / "report.json").unlink()
+        verdicts = [
+            {key: claim[key] for key in ("claim", "statement", "verdict", "sentence")}
+            | {"decided_by": [report["decisions"][i]["sentence"] for i in claim["decisions"]]}
+            for claim in report["claims"]
+        ]
+        write_json(folder / "verdicts.json", {"headline": report["headline"], "claims": verdicts})
+        written += [path for path in files if path.exists()]
+    answered = list(answers(reports))
+    table = results / "README.md"
+    table.write_text(_document(answered), encoding="utf-8")
+    return [*written, table]
+
+
+def headline(answered: Sequence[Answer], readme: Path) -> None:
+    """Puts the table of what was trained between the marks of a README; one without marks stays as it is."""
+    text = readme.read_text(encoding="utf-8") if readme.is_file() else ""
+    start, end = MARKS
+    if start in text and end in text:
+        before, rest = text.split(start, 1)
+        trained = [row for row in answered if row["kind"] != "exact" and row["verdict"] != "inconclusive"]
+        table = _table(trained, "ablations/results/")
+        readme.write_text(f"{before}{start}\n{table}{end}{rest.split(end, 1)[1]}", encoding="utf-8")
+
+
+def answers(reports: Sequence[Mapping[str, Any]]) -> Iterator[Answer]:
+    """One row per claim: that of the largest profile that judged it."""
+    seen: set[str] = set()
+    ranked = sorted(reports, key=lambda r: PROFILES.index(r["profile"]) if r["profile"] in PROFILES else len(PROFILES))
+    for report in ranked:
+        for claim in report["claims"]:
+            if claim["claim"] not in seen:
+                seen.add(claim["claim"])
+                decisions = [report["decisions"][i] for i in claim["decisions"]]
+                yield {
+                    **claim,
+                    "measured": _measured(decisions, claim),
+                    "scale": "; ".join(dict.fromkeys(_scale(report, decision) for decision in decisions)) or "–",
+                    "name": report["name"],
+                    "profile": report["profile"],
+                }
+
+
+def _measured(decisions: Sequence[Mapping[str, Any]], claim: Mapping[str, Any]) -> str:
+    """The estimates in a few words, one comparison after the other."""
+    said = []
+    for decision in decisions:
+        where = "" if decision["condition"] == "default" else f" ({decision['condition']})"
+        if decision["check"]:
+            said.append(decision["reason"])
+        elif decision["estimate"] is None:
+            said.append(f"{decision['test'] or ', '.join(decision['arms'])}{where}: {decision['reason']}")
+        else:
+            said.append(f"{_compared(decision)}{where}: {_estimate(decision)}, {decision['label']}")
+    return "; ".join(said) or claim["sentence"]
+
+
+def _compared(decision: Mapping[str, Any]) -> str:
+    if decision["arms"]:
+        return ", ".join(decision["arms"])
+    return f"{decision['test']} − {decision['base']}" if decision["base"] else str(decision["test"])
+
+
+def _estimate(decision: Mapping[str, Any]) -> str:
+    signed = "+" if decision["estimate_name"] == "difference" else ""
+    text = f"{decision['estimate']:{signed}.3g}"
+    if decision["interval95"]:
+        low, high = decision["interval95"]
+        text += f" [{low:{signed}.3g}, {high:{signed}.3g}]"
+    unit = decision["unit"] if decision["estimate_name"] in ("difference", "mean") else decision["estimate_name"]
+    return f"{text} {unit}, n = {decision['n']}"
+
+
+def _scale(report: Mapping[str, Any], decision: Mapping[str, Any]) -> str:
+    if decision["check"]:
+        return "no training"
+    scales = {row["condition"]: row["scale"] for row in report["conditions"]}
+    return str(scales.get(decision["condition"], report["scale"]))
+
+
+def _document(answered: Sequence[Answer]) -> str:
+    settled = sum(row["verdict"] != "inconclusive" for row in answered)
+    return (
+        "# Answers\n\nWritten by `python -m ablations report` from the records beside it. "
+        f"{len(answered)} claims were asked, {settled} are settled. Each page says what was held fixed, how each arm "
+        "got its learning rate, and how large chance alone is.\n\n" + _table(answered, "")
+    )
+
+
+def _table(answered: Sequence[Answer], prefix: str) -> str:
+    lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
+    for row in sorted(answered, key=lambda row: (row["name"], row["kind"] != "training", row["claim"])):
+        link = f"[{row['name']}, {row['profile']}]({prefix}{row['name']}/{row['profile']}/report.md)"
+        cells_ = (row["statement"], row["measured"], f"**{row['verdict']}**", row["scale"], link)
+        lines.append("| " + " | ".join(" ".join(str(cell).replace("|", "\\|").split()) for cell in cells_) + " |")
+    return "\n".join(lines) + "\n"

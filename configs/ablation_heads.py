@@ -1,0 +1,109 @@
+"""How many heads does attention need?
+
+    python -m ablations run heads --profile=quick
+    python train.py --config=configs/ablation_heads.py:one
+
+The width stays: h heads are 64 / h wide, so parameters and products are the same in every arm. Positions are learned,
+since RoPE gives narrow heads fewer frequencies and would be tested together with the number of heads. Where a language
+model is too small to tell, `pointers` asks for what one softmax cannot do: name two items at once. With positions that
+act on scores alone the two items' values come mixed and their order is lost; with a position added to each value a
+single head can keep them apart, and so can a second layer.
+"""
+
+from ablations.profiles import standard
+from ablations.schema import Ablation, Arm, Condition, Contrast, arm_config
+
+POINTERS = {
+    "data.source": "task",
+    "data.task": "two_pointer",
+    "data.task_items": 4,
+    "data.task_values": 4,
+    "model.num_layers": 1,
+    "train.batch_size": 64,
+    "train.steps": 500,
+    "train.eval_every": 100,
+}
+ROTARY = {**POINTERS, "model.position.kind": "rope"}
+POINTED = {"arms": ("one", "two"), "primary_metric": "accuracy", "positive_control": "chance"}
+TWO_OVER_ONE = {
+    "type": "superiority",
+    "test": "two",
+    "base": "one",
+    "expect": "better",
+    "metric": "accuracy",
+    "better": "higher",
+    "margin": 10.0,
+}
+
+ABLATION = Ablation(
+    question="How many heads does attention need?",
+    arms={
+        "four": Arm({"model.attention.num_heads": 4}, note="four heads, 16 wide"),
+        "one": Arm({"model.attention.num_heads": 1}, note="one head, 64 wide"),
+        "two": Arm({"model.attention.num_heads": 2}, note="two heads, 32 wide"),
+        "eight": Arm({"model.attention.num_heads": 8}, note="eight heads, 8 wide"),
+        "thirty_two": Arm({"model.attention.num_heads": 32}, note="thirty-two heads, 2 wide"),
+    },
+    conditions={
+        "text": Condition(note="a language model", arms=("one", "eight", "thirty_two")),
+        "pointers": Condition(ROTARY, note="two items at once, one layer, positions in the scores only", **POINTED),
+        "pointers_learned": Condition(POINTERS, note="the same, a learned position in each value", **POINTED),
+        "pointers_two_layers": Condition(
+            {**ROTARY, "model.num_layers": 2}, note="the same with two layers, positions in the scores only", **POINTED
+        ),
+    },
+    contrasts=(
+        Contrast("mha_param_parity", "exact", check="tests/claims/test_heads.py::TestParity"),
+        Contrast(
+            "more_heads_add_params",
+            "exact",
+            prior="refuted",
+            check="tests/claims/test_heads.py::TestMoreHeadsAddParameters",
+        ),
+        *(
+            Contrast(
+                "multihead_beats_single_head",
+                "superiority",
+                test=arm,
+                base="one",
+                expect="better",
+                conditions=("text",),
+                prior="mixed",
+            )
+            for arm in ("four", "eight", "thirty_two")
+        ),
+        Contrast(
+            "heads_saturate_5_10",
+            "superiority",
+            test="eight",
+            base="one",
+            expect="better",
+            conditions=("text",),
+            prior="mixed",
+            note="eight heads have a benefit over one",
+        ),
+        Contrast(
+            "heads_saturate_5_10",
+            "superiority",
+            test="eight",
+            base="four",
+            expect="better",
+            conditions=("text",),
+            prior="mixed",
+            note="and over four: below five to ten something is missing",
+        ),
+        Contrast(
+            "multihead_two_pointer",
+            **TWO_OVER_ONE,
+            conditions=("pointers", "pointers_learned", "pointers_two_layers"),
+            prior="mixed",
+        ),
+    ),
+    profiles=standard(smoke={"conditions": ("text", "pointers")}, demo={"conditions": ("pointers",)}),
+    base={"model.position.kind": "learned"},
+    matched=("tokens", "parameters", "flops", "depth"),
+)
+
+
+def get_config(arm=""):
+    return arm_config(ABLATION, arm)

@@ -1,0 +1,113 @@
+"""Committed answers: records packed and unpacked, tables and pages written from them, byte for byte the same."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+
+from ablations import committed, jobs, store
+from ablations.__main__ import main
+from ablations.cells import Member
+from tests.ablations.lab import WORSE, ablation, arm, fill, put, write_config
+from transformer.errors import UserError
+
+MADE = ablation(rates=(1e-2,), seeds=8, contrasts=(dataclasses.replace(WORSE, note="a | bar"),))
+
+
+def loss(member: Member, offset: float) -> float:
+    return 2.0 + 0.05 * (member.seed % 4) + offset + 0.004 * ((7 * member.seed + member.twin) % 5)
+
+
+@pytest.fixture
+def trained(tmp_path, configs, monkeypatch):
+    """Runs of both arms, and a folder in place of the committed answers."""
+    monkeypatch.setattr(committed, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(committed, "ROOT", tmp_path)
+    write_config(configs, MADE)
+    for name, offset in (("base", 0.0), ("other", 0.1)):
+        known = jobs.registered("tiny", MADE)
+        fill(tmp_path / "runs", arm(MADE, name), lambda m, o=offset: loss(m, o), contrasts=known)
+    return tmp_path
+
+
+def kept(folder):
+    return committed.keep("tiny", "tiny", folder / "runs", folder / "results")
+
+
+def files(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_packed_records_are_the_records(trained):
+    folder = kept(trained)
+    for name in ("base", "other"):
+        cell = arm(MADE, name)
+        assert store.read_arm(cell.directory(folder)) == store.read_arm(cell.directory(trained / "runs"))
+    assert len(list(folder.glob("*.jsonl"))) == 2  # a file an arm, whatever the number of members
+
+
+def test_a_number_changed_by_hand_in_a_packed_record_is_noticed(trained):
+    folder = kept(trained)
+    path = next(folder.glob("tiny-other-*.jsonl"))
+    lines = path.read_text().splitlines()
+    changed = json.loads(lines[2])
+    changed["metrics"]["loss"] = 1.0
+    path.write_text("\n".join([*lines[:2], json.dumps(changed), *lines[3:]]) + "\n")
+    report = committed.data("tiny", "tiny", trained / "results")
+    assert report["progress"]["tampered"] == [f"{path.name}, line 3"]
+    assert report["decisions"][0]["verdict"] == "inconclusive"
+
+
+def test_members_trained_elsewhere_add_up(trained):
+    """Two machines keep their own members of one arm."""
+    kept(trained)
+    cell, elsewhere = arm(MADE, "base"), trained / "elsewhere"
+    put(elsewhere, cell, Member(1e-2, 40), 3.0)
+    committed.keep("tiny", "tiny", elsewhere, trained / "results")
+    records, _ = store.read_arm(cell.directory(trained / "results" / "tiny" / "tiny" / "records"))
+    assert len(records) == 17 and records[Member(1e-2, 40)].metrics["loss"] == 3.0
+
+
+def test_nothing_to_keep_is_said(tmp_path, configs):
+    write_config(configs, MADE)
+    with pytest.raises(UserError, match="tiny has no finished run at the tiny profile"):
+        committed.keep("tiny", "tiny", tmp_path / "none", tmp_path / "results")
+
+
+def test_the_command_writes_the_same_bytes_each_time(trained, configs, capsys):
+    assert main(["keep", "tiny", "--profile=tiny", f"--configs={configs}", f"--runs={trained / 'runs'}"]) == 0
+    command = ["report", f"--configs={configs}", f"--out={trained / 'pages'}"]
+    assert main(command) == 0
+    first = files(trained / "results")
+    assert {str(path) for path in first} >= {"README.md", "tiny/tiny/report.md", "tiny/tiny/verdicts.json"}
+    assert any(path.suffix == ".svg" for path in first) and not any(path.suffix == ".html" for path in first)
+    assert main(command) == 0
+    assert files(trained / "results") == first
+    assert (trained / "pages" / "tiny-tiny" / "report.html").is_file()
+    table = first[next(path for path in first if path.name == "README.md" and len(path.parts) == 1)].decode()
+    assert "other − base: +0.1" in table and "**supported**" in table and "nats per token, n = 8" in table
+    assert "(tiny/tiny/report.md)" in table
+    assert main(["report", "missing", f"--configs={configs}", f"--out={trained / 'pages'}"]) == 2
+    assert "No answer of 'missing' is committed" in capsys.readouterr().err
+
+
+def test_a_committed_answer_explains_a_claim(trained, configs, capsys):
+    kept(trained)
+    assert main(["explain", "layernorm_removal", f"--configs={configs}", f"--runs={trained / 'nowhere'}"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "tiny: supported" in said and "page: results/tiny/tiny/report.md" in said
+
+
+def test_the_headline_stands_between_the_marks(trained):
+    kept(trained)
+    readme = trained / "README.md"
+    readme.write_text(f"above\n{committed.MARKS[0]}\nold\n{committed.MARKS[1]}\nbelow\n")
+    answered = list(committed.answers([committed.data("tiny", "tiny", trained / "results")]))
+    committed.headline(answered, readme)
+    text = readme.read_text()
+    assert text.startswith("above\n") and text.endswith("below\n") and "old" not in text
+    assert "(ablations/results/tiny/tiny/report.md)" in text
+    committed.headline(answered, readme)
+    assert readme.read_text() == text
