@@ -12,6 +12,7 @@ import datetime
 import json
 import os
 import platform
+import re
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -113,8 +114,9 @@ def store(path: Path, name: str, question: str, tables: list[Table], numbers: di
 
 
 def _shown(arguments: list[str]) -> list[str]:
-    """Arguments without the place of the JSON file, which is nobody's business."""
-    return [a for i, a in enumerate(arguments) if not a.startswith("--json") and arguments[i - 1 : i] != ["--json"]]
+    """Arguments without the place of the JSON file and without absolute paths, which are nobody's business."""
+    kept = [a for i, a in enumerate(arguments) if not a.startswith("--json") and arguments[i - 1 : i] != ["--json"]]
+    return [re.sub(r"^--(\w+)=/.*", lambda found: f"--{found[1]}={found[1].upper()}", argument) for argument in kept]
 
 
 def _processor() -> str:

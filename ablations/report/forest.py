@@ -58,7 +58,7 @@ def scales(decisions: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], Scal
 def _scale(name: str, rows: Sequence[Mapping[str, Any]]) -> Scale:
     if name == "recovered fraction":
         return Scale(-0.25, 1.25, (0.0, 0.5, 1.0))
-    reaches = [_ends(row) for row in rows]
+    reaches = [[*_ends(row), *_stated(row)] for row in rows]
     if name == "sensitivity ratio":
         reach = _capped([max(abs(math.log(max(end, 1e-9))) for end in ends) for ends in reaches])
         limit = math.exp(max(reach, math.log(2)) * 1.1)
@@ -75,6 +75,11 @@ def _scale(name: str, rows: Sequence[Mapping[str, Any]]) -> Scale:
 
 def _ends(row: Mapping[str, Any]) -> list[float]:
     return [row["estimate"], *(row["interval95"] or ()), *(row["interval90"] or ())]
+
+
+def _stated(row: Mapping[str, Any]) -> list[float]:
+    """The value that a level has to reach."""
+    return [row["margin"]] if row["estimate_name"] == "mean" and row["margin"] is not None else []
 
 
 def _capped(reaches: Sequence[float]) -> float:
@@ -107,7 +112,8 @@ def cell(decision: Mapping[str, Any], scale: Scale, role: str) -> str:
             f'width="{max(right - left, 1.0):.1f}" height="20"/>'
         )
     if decision["estimate_name"] != "exponent":
-        reference = {"recovered fraction": 0.5, "sensitivity ratio": 1.0}.get(decision["estimate_name"], 0.0)
+        known = {"recovered fraction": 0.5, "sensitivity ratio": 1.0}.get(decision["estimate_name"], 0.0)
+        reference = next(iter(_stated(decision)), known)
         shapes.append(_line(scale.x(reference), scale.x(reference), "axis", 1, y1=0, y2=22))
     for interval, width in ((decision["interval95"], 1.5), (decision["interval90"], 4)):
         if interval:

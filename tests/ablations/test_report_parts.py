@@ -168,6 +168,13 @@ def test_rows_of_one_kind_share_a_scale_and_one_giant_does_not_flatten_the_rest(
     assert 'data-mark="margin"' in forest.cell(rows[0], scale, "arm0")
 
 
+def test_a_level_is_drawn_against_the_value_it_has_to_reach():
+    row = _row(0.88, 0.86, 0.90, "mean", margin=0.1)
+    scale = forest.scales([row])["mean", "loss"]
+    assert scale.low < 0.1 < 0.86 < scale.high
+    assert f'x1="{scale.x(0.1):.1f}"' in forest.cell(row, scale, "arm0")
+
+
 def test_ratios_are_drawn_on_a_logarithmic_scale():
     row = _row(2.0, 0.5, 8.0, "sensitivity ratio")
     scale = forest.scales([row])["sensitivity ratio", "loss"]

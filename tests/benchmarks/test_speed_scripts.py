@@ -17,14 +17,17 @@ def test_the_arm_is_compared_with_its_steps_alone():
     found = {
         "cold": [start, {**start, "compile": 3.5}, {**start, "compile": 4.5}],
         "warm": [start] * 3,
-        "arm": {"wall": 100.0, "ratio": 1.07, "step_seconds": [0.01, 0.01, 0.5], "walls": []},
+        "arm": {
+            **{"wall": 100.0, "ratio": 1.27, "ratio_without_evaluation": 1.07, "evaluating": [10.0, 9.5]},
+            **{"step_seconds": [0.01, 0.01, 0.5], "walls": []},
+        },
         "members": 32,
         "steps": 240,
     }
     starts, members = arm.tables(found)
     assert starts.rows[0] == ("cold", "0.50", "0.50", "0.50", "0.50", "3.50", "5.50")
     assert starts.rows[1][-1] == "2.50"
-    assert members.rows == (("arm", "100.0", "10.00", "76.8", "1.07", "1.10"),)
+    assert members.rows == (("arm", "100.0", "10.00", "76.8", "19.5", "1.27", "1.07", "1.10"),)
 
 
 def test_an_arm_of_one_member_is_refused(capsys):
