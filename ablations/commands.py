@@ -67,7 +67,7 @@ def _list_checks(listed: list[claims.Claim], arguments: argparse.Namespace) -> i
 def plan_command(arguments: argparse.Namespace) -> int:
     """Prints what a run would train, cost and be able to show."""
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
     from rich.text import Text
 
     from transformer.analysis.estimate import duration
@@ -75,12 +75,12 @@ def plan_command(arguments: argparse.Namespace) -> int:
     console = Console()
     for name in arguments.names:
         made = plan.make(name, arguments.profile, arguments.runs, default_workers())
-        table = Table(
-            "arm", "parameters", "FLOPs/token", "tokens a run", "runs", "to do", "time", title=Text(made.question)
-        )
+        columns = ("parameters", "FLOPs/token", "tokens a run", "runs", "to do", "time")
+        table = Table(Column("arm", overflow="fold"), *columns, title=Text(made.question))
         for row in made.rows:
-            cells_ = (f"{row.parameters:,}", f"{row.flops_per_token:.2g}", f"{row.tokens:,}", str(row.members))
-            table.add_row(Text(row.label), *cells_, str(row.missing), duration(row.seconds) if row.missing else "-")
+            sizes = (f"{row.parameters:,}", f"{row.flops_per_token:.2g}", f"{row.tokens:,}")
+            left = duration(row.seconds) if row.missing else "-"
+            table.add_row(Text(row.label.partition("/")[2]), *sizes, str(row.members), str(row.missing), left)
         console.print(table)
         source = "measured between baseline twins" if made.measured else "assumed, no twins trained yet"
         console.print(

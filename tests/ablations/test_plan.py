@@ -99,7 +99,7 @@ def test_the_command_prints_all_of_it(make, tmp_path, configs, capsys, monkeypat
     assert main(["plan", "tiny", "--profile=tiny", f"--runs={tmp_path}", f"--configs={configs}"]) == 0
     said = " ".join(capsys.readouterr().out.split())
     row = made.rows[0]
-    assert f"tiny/base │ {row.parameters:,} │ {row.flops_per_token:.2g} │ 3,072 │ 14 │ 14 │" in said
+    assert f"base │ {row.parameters:,} │ {row.flops_per_token:.2g} │ 3,072 │ 14 │ 14 │" in said
     assert f"6 test seeds detect differences from {made.detectable:.3g}, and can show equivalence within" in said
     assert "assumed, no twins trained yet" in said and re.search(r"about \d+ s on \d+ workers", said)
     assert made.question in said
