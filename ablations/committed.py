@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).parent / "results"
 PROFILES = ("full", "quick", "demo")  # a verdict of the first stands above those of the others
 MARKS = "<!-- answers: written by `python -m ablations report` -->", "<!-- answers end -->"
+PICTURE = "answers.svg"
 COLUMNS = ("What is said", "What we measured", "Verdict", "Scale", "Page")
 Answer = dict[str, Any]
 
@@ -65,6 +66,7 @@ def data(name: str, profile: str, results: Path | None = None) -> dict[str, Any]
 def publish(reports: Sequence[Mapping[str, Any]], results: Path | None = None) -> list[Path]:
     """Writes text, verdicts and figures of each report, and the tables over all of them."""
     from ablations.report import write_report
+    from ablations.report.overview import overview
 
     written, results = [], results or RESULTS
     for report in reports:
@@ -82,6 +84,9 @@ def publish(reports: Sequence[Mapping[str, Any]], results: Path | None = None) -
     answered = list(answers(reports))
     table = results / "README.md"
     table.write_text(_document(answered), encoding="utf-8")
+    picture = overview(reports)
+    if picture is not None:
+        (results / PICTURE).write_text(picture.file(), encoding="utf-8")
     return [*written, table]
 
 
@@ -92,7 +97,7 @@ def headline(answered: Sequence[Answer], readme: Path) -> None:
     if start in text and end in text:
         before, rest = text.split(start, 1)
         trained = [row for row in answered if row["kind"] != "exact" and row["verdict"] != "inconclusive"]
-        table = _table(trained, "ablations/results/")
+        table = _picture("ablations/results/") + _table(trained, "ablations/results/")
         readme.write_text(f"{before}{start}\n{table}{end}{rest.split(end, 1)[1]}", encoding="utf-8")
 
 
@@ -156,8 +161,12 @@ def _document(answered: Sequence[Answer]) -> str:
     return (
         "# Answers\n\nWritten by `python -m ablations report` from the records beside it. "
         f"{len(answered)} claims were asked, {settled} are settled. Each page says what was held fixed, how each arm "
-        "got its learning rate, and how large chance alone is.\n\n" + _table(answered, "")
+        "got its learning rate, and how large chance alone is.\n\n" + _picture("") + _table(answered, "")
     )
+
+
+def _picture(prefix: str) -> str:
+    return f"![Every comparison so far, in units of what matters]({prefix}{PICTURE})\n\n"
 
 
 def _table(answered: Sequence[Answer], prefix: str) -> str:

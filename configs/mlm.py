@@ -4,6 +4,9 @@
 
 The argument is a folder with train.txt.gz and valid.txt.gz. The mark to beat is the bigram entropy of the validation
 text, which the log prints: what a table of the byte before predicts. A masked model sees both sides.
+
+Measured, seed 0, 0.8M parameters, 3,000 steps, 12.3M tokens: 0.907 nats per hidden byte on the validation text, against
+2.332 of the bigram table. 17 minutes on two cores of a busy machine, 20 minutes of processor time.
 """
 
 from transformer.config import apply_overrides, default_config
@@ -17,7 +20,7 @@ OVERRIDES = {
     "objective.mask_rate": 0.15,
     "data.source": "text",
     "data.sequence_length": 128,
-    "train.steps": 6000,
+    "train.steps": 3000,
     "train.batch_size": 32,
     "train.eval_every": 500,
     "train.checkpoint_every": 500,

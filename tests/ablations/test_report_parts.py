@@ -12,6 +12,7 @@ import pytest
 from ablations.report import forest, numbers, words
 from ablations.report.contract import complete, thin
 from ablations.report.curves import enter, frame, mean_curve, spread
+from ablations.report.overview import overview
 from ablations.report.palette import ARMS, BASE_DASH, CHROME, PAGE, ROLES, arm_styles
 from tests.ablations.report_data import report_data
 
@@ -173,6 +174,25 @@ def test_a_level_is_drawn_against_the_value_it_has_to_reach():
     scale = forest.scales([row])["mean", "loss"]
     assert scale.low < 0.1 < 0.86 < scale.high
     assert f'x1="{scale.x(0.1):.1f}"' in forest.cell(row, scale, "arm0")
+
+
+def test_one_picture_of_all_answers_has_a_row_for_each_comparison():
+    data = complete(report_data(arms=5, seeds=4, points=3))
+    fraction = {**data["decisions"][0], "estimate_name": "recovered fraction", "estimate": 0.6}
+    fraction["interval95"] = [0.5, 0.7]
+        **data["decisions"][0],
+        "estimate_name": "recovered fraction",
+        "estimate": 0.6,
+        "interval95": [0.5, 0.7],
+    }
+    data["decisions"] += [dict(data["decisions"][0]), fraction, {**fraction, "estimate": None}]
+    figure = overview([data])
+    assert figure is not None
+    differences, fractions = figure.panels
+    assert "prenorm: post − pre 0." in differences.description and "prenorm: post − pre (2)" in differences.description
+    assert differences.body.count("nats") == 0 and "supported" in differences.description
+    assert fractions.description.count("prenorm: post 0.60") == 1
+    assert overview([{**data, "decisions": []}]) is None
 
 
 def test_ratios_are_drawn_on_a_logarithmic_scale():
