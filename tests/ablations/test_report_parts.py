@@ -178,13 +178,7 @@ def test_a_level_is_drawn_against_the_value_it_has_to_reach():
 
 def test_one_picture_of_all_answers_has_a_row_for_each_comparison():
     data = complete(report_data(arms=5, seeds=4, points=3))
-    fraction = {**data["decisions"][0], "estimate_name": "recovered fraction", "estimate": 0.6}
-    fraction["interval95"] = [0.5, 0.7]
-        **data["decisions"][0],
-        "estimate_name": "recovered fraction",
-        "estimate": 0.6,
-        "interval95": [0.5, 0.7],
-    }
+    fraction = dict(data["decisions"][0], estimate_name="recovered fraction", estimate=0.6, interval95=[0.5, 0.7])
     data["decisions"] += [dict(data["decisions"][0]), fraction, {**fraction, "estimate": None}]
     figure = overview([data])
     assert figure is not None
