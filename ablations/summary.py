@@ -94,7 +94,7 @@ def _claims(decisions: Sequence[Decision]) -> list[dict[str, Any]]:
         indices = [i for i, d in enumerate(decisions) if d.contrast.claim == name]
         joined = overall([decisions[i] for i in indices])
         found = {"verdict": joined.verdict, "sentence": joined.reason, "decisions": indices}
-        rows.append({**_claim(name), **found})
+        rows.append({**_claim(name, decisions[indices[0]].contrast.note), **found})
     return rows
 
 
@@ -105,12 +105,12 @@ def _unanswered(reasons: Mapping[str, str]) -> list[dict[str, Any]]:
     ]
 
 
-def _claim(name: str) -> dict[str, Any]:
-    """What the claims' files say."""
+def _claim(name: str, note: str = "") -> dict[str, Any]:
+    """What the claims' files say; a control, which stands in none, is stated by its contrast's note."""
     claim = claims.load().get(name)
     return {
         "claim": name,
-        "statement": claim.statement if claim else "The arms do not differ in practice.",
+        "statement": claim.statement if claim else note,
         "kind": claim.kind if claim else "training",
         "prior": claim.prior if claim else "inconclusive",
         "surprise": bool(claim and claim.surprise),
