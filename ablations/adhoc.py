@@ -23,7 +23,14 @@ def register(assignments: list[str], profile: str) -> str:
         question=question,
         arms={"baseline": Arm(note="the reference model"), "tried": Arm(overrides, note=", ".join(assignments))},
         contrasts=(
-            Contrast(CLAIM, "equivalence", test="tried", base="baseline", margin=0.01, note="The arms do not differ in practice."),
+            Contrast(
+                CLAIM,
+                "equivalence",
+                test="tried",
+                base="baseline",
+                margin=0.01,
+                note="The arms do not differ in practice.",
+            ),
         ),
         profiles=standard(),
         matched=("tokens",),
