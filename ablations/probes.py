@@ -38,7 +38,8 @@ def prefix_loss(config: Config, program: Program, state: TrainState, dataset: Da
     """Loss when the future is really absent: each prefix is given alone and only its next token is scored.
 
     A causal model scores the same as under teacher forcing. A model that was allowed to look at the tokens it
-    predicts shows here what it has learned to do without them.
+    predicts shows here what it has learned to do without them. The last position of a window is left out: there is no
+    future behind it to look at.
 
     Returns:
       `prefix_loss` (nats per token) over 64 windows at 8 prefix lengths, and `teacher_forced_loss` at the same places.
@@ -46,7 +47,7 @@ def prefix_loss(config: Config, program: Program, state: TrainState, dataset: Da
     length = config.data.sequence_length
     tokens = np.asarray(dataset.splits["validation"][: 64 * (length + 1)]).astype(np.int32)
     windows = tokens[: len(tokens) // (length + 1) * (length + 1)].reshape(-1, length + 1)
-    lengths = np.unique(np.linspace(1, length, min(8, length)).astype(int))
+    lengths = np.unique(np.linspace(1, length - 1, min(8, length - 1)).astype(int))
 
     last_token_loss, forced_loss = _prefix_losses(program)
     alone = [float(last_token_loss(state, windows[:, :n], windows[:, n])) for n in lengths]
