@@ -25,8 +25,9 @@ install: $(INSTALLED)  ## create .venv and install the tested versions into it
 demo: $(INSTALLED)  ## ask one question: train both arms, judge, write the page; about two minutes
 	$(PY) -m ablations $(DEMO) $(ARGS)
 
+# Work is stolen at the end only, so the tests of a file stay together and share their fixtures and compiled programs.
 test: $(INSTALLED)  ## run every test that takes seconds
-	$(PY) -m pytest -n 2 -q tests $(ARGS)
+	$(PY) -m pytest -n 2 --dist=worksteal -q tests $(ARGS)
 
 lint: $(INSTALLED)  ## check style, formatting and types
 	$(PY) -m ruff check .
