@@ -44,6 +44,7 @@ OVERRIDES = [f"--config.{field}={value}" for field, value in SHORT.items()]
 
 # Command -> why it is not run. `make` shows its recipe instead, train.py its config.
 NOT_RUN = {
+    "python -m benchmarks.norm": "takes minutes; tests/benchmarks/test_speed_scripts.py runs it",
     "python -m ablations report": "writes into the repository; tests/ablations/test_committed.py runs it",
     "python -m ablations keep causal_mask": "needs a finished run; tests/ablations/test_committed.py runs it",
     "make install": "needs the network",

@@ -159,7 +159,7 @@ def _comparison(report: Row, decision: Row, scales: dict[tuple[str, str], forest
         "estimate_name": decision["estimate_name"],
         "estimate": middle,
         "interval": interval,
-        "unit": decision["unit"] if signed else "",
+        "unit": decision["unit"] if signed or decision["estimate_name"] == "mean" else "",
         "picture": Markup(picture),
         "inferred": decision["p"] is not None,
         "n": "–" if by_check else decision["n"],
