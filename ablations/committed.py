@@ -129,7 +129,8 @@ def _measured(decisions: Sequence[Mapping[str, Any]], claim: Mapping[str, Any]) 
         elif decision["estimate"] is None:
             said.append(f"{decision['test'] or ', '.join(decision['arms'])}{where}: {decision['reason']}")
         else:
-            said.append(f"{_compared(decision)}{where}: {_estimate(decision)}, {decision['label']}")
+            what = "" if decision["metric"] == "loss" else f", {decision['metric'].replace('_', ' ')}"
+            said.append(f"{_compared(decision)}{what}{where}: {_estimate(decision)}, {decision['label']}")
     return "; ".join(said) or claim["sentence"]
 
 

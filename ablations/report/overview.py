@@ -44,6 +44,7 @@ def _rows(reports: Sequence[Row], name: str) -> list[dict[str, Any]]:
             scale = decision["margin"] if name == "difference" else 1.0
             low, high = decision["interval95"] or (decision["estimate"], decision["estimate"])
             where = "" if decision["condition"] == "default" else f", {decision['condition']}"
+            where += "" if decision["metric"] == "loss" else f" ({decision['metric']})"
             what = f"{report['name']}: {decision['test']} − {decision['base']}"
             if name != "difference":
                 what = f"{report['name']}: {decision['test']}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 
 import pytest
 
@@ -91,6 +92,26 @@ def test_the_command_writes_the_same_bytes_each_time(trained, configs, capsys):
     assert "(tiny/tiny/report.md)" in table
     assert main(["report", "missing", f"--configs={configs}", f"--out={trained / 'pages'}"]) == 2
     assert "No answer of 'missing' is committed" in capsys.readouterr().err
+
+
+def test_what_is_committed_here_is_what_the_command_writes(tmp_path, monkeypatch):
+    """Every table, page and figure of this repository follows from the records beside it."""
+    root, results = committed.ROOT, committed.RESULTS
+    before = files(results)
+    assert before, "no answer is committed"
+    shutil.copytree(results, tmp_path / "results")
+    shutil.copy(root / "README.md", tmp_path / "README.md")
+    for path in (tmp_path / "results").rglob("*"):
+        if path.is_file() and path.parent.name != "records":
+            path.unlink()
+    monkeypatch.setattr(committed, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(committed, "ROOT", tmp_path)
+    assert main(["report", f"--out={tmp_path / 'pages'}"]) == 0
+    assert files(tmp_path / "results") == before
+    assert (tmp_path / "README.md").read_bytes() == (root / "README.md").read_bytes()
+    assert not any(
+        report["progress"]["tampered"] for report in map(lambda pair: committed.data(*pair), committed.kept())
+    )
 
 
 def test_a_committed_answer_explains_a_claim(trained, configs, capsys):
