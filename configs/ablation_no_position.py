@@ -33,7 +33,9 @@ ABLATION = Ablation(
     },
     conditions={
         "text": Condition(note="a decoder of four layers, a language model"),
-        "text_one_layer": Condition({"model.num_layers": 1}, note="the same with one layer", arms=("none",)),
+        "text_one_layer": Condition(
+            {"model.num_layers": 1}, note="the same with one layer", arms=("none",), positive_control="unigram"
+        ),
         "masked": Condition(
             {"model.family": "encoder", "objective.kind": "mlm", "model.num_layers": 2},
             note="an encoder of two layers that fills gaps in text",
