@@ -293,7 +293,7 @@ def print_verdicts(data: dict[str, Any]) -> None:
     console = Console()
     console.print(Text(data["question"], style="bold"))
     for claim in data["claims"]:
-        console.print(Text(f"  {claim['verdict']}: {claim['statement']}"))
+        console.print(Text(f"  {summary.worded(claim)}: {claim['statement']}"))
         for index in claim["decisions"]:
             console.print(Text(f"    {data['decisions'][index]['sentence']}"))
 

@@ -174,6 +174,6 @@ def _table(answered: Sequence[Answer], prefix: str) -> str:
     lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
     for row in sorted(answered, key=lambda row: (row["name"], row["kind"] != "training", row["claim"])):
         link = f"[{row['name']}, {row['profile']}]({prefix}{row['name']}/{row['profile']}/report.md)"
-        cells_ = (row["statement"], row["measured"], f"**{row['verdict']}**", row["scale"], link)
+        cells_ = (row["statement"], row["measured"], f"**{summary.worded(row)}**", row["scale"], link)
         lines.append("| " + " | ".join(" ".join(str(cell).replace("|", "\\|").split()) for cell in cells_) + " |")
     return "\n".join(lines) + "\n"

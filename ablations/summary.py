@@ -93,14 +93,21 @@ def _claims(decisions: Sequence[Decision]) -> list[dict[str, Any]]:
     for name in dict.fromkeys(d.contrast.claim for d in decisions):
         indices = [i for i, d in enumerate(decisions) if d.contrast.claim == name]
         joined = overall([decisions[i] for i in indices])
-        found = {"verdict": joined.verdict, "sentence": joined.reason, "decisions": indices}
+        found = {"verdict": joined.verdict, "reduced": joined.reduced, "sentence": joined.reason}
+        found |= {"decisions": indices}
         rows.append({**_claim(name, decisions[indices[0]].contrast.note), **found})
     return rows
 
 
 def _unanswered(reasons: Mapping[str, str]) -> list[dict[str, Any]]:
     return [
-        {**_claim(name), "verdict": "inconclusive", "sentence": f"not asked: {reason}", "decisions": []}
+        {
+            **_claim(name),
+            "verdict": "inconclusive",
+            "reduced": False,
+            "sentence": f"not asked: {reason}",
+            "decisions": [],
+        }
         for name, reason in reasons.items()
     ]
 
@@ -296,6 +303,11 @@ def _references(results: Results, condition: str) -> list[list[Any]]:
     return []
 
 
+def worded(claim: Mapping[str, Any]) -> str:
+    """The verdict of a claim, and that some of its comparisons are undecided."""
+    return f"{claim['verdict']}{', in part' if claim.get('reduced') else ''}"
+
+
 def _headline(rows: Sequence[Mapping[str, Any]], results: Results) -> str:
     if not rows:
         return "No contrast is registered for this question yet."
@@ -305,7 +317,7 @@ def _headline(rows: Sequence[Mapping[str, Any]], results: Results) -> str:
     # What was trained makes the headline; what a test proves is counted behind it, unless there is nothing else.
     measured = [row for row in decided if row["kind"] != "exact"]
     proved = len(decided) - len(measured) if measured else 0
-    said = "; ".join(f"{row['statement'].rstrip('.')}: {row['verdict']}" for row in measured or decided)
+    said = "; ".join(f"{row['statement'].rstrip('.')}: {worded(row)}" for row in measured or decided)
     return f"{said} ({'; '.join(dict.fromkeys(map(_scale, _baselines(results))))})." + (
         f" {proved} exact claims were settled by tests." if proved else ""
     )

@@ -28,7 +28,7 @@ _CONDITION: dict[str, Any] = {
 }  # fmt: skip
 _CLAIM: dict[str, Any] = {
     "claim": "", "statement": "", "kind": "", "prior": "", "surprise": False, "literature": [],
-    "verdict": "inconclusive", "sentence": "", "decisions": [],
+    "verdict": "inconclusive", "reduced": False, "sentence": "", "decisions": [],
 }  # fmt: skip
 _DECISION: dict[str, Any] = {
     "claim": "", "condition": "default", "type": "superiority", "test": "", "base": "", "arms": [],

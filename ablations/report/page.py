@@ -123,10 +123,11 @@ def _is_difference(decision: Row, better: str) -> bool:
 
 
 def _claims(report: Row) -> list[dict[str, Any]]:
-    """One entry per claim with its comparisons; comparisons no claim names come last."""
+    """One entry per claim with its comparisons: what was trained first, then what tests and formulas prove, and last the
+    comparisons that no claim names."""
     scales, named = forest.scales(report["decisions"]), set()
     groups = []
-    for claim in report["claims"]:
+    for claim in sorted(report["claims"], key=lambda claim: claim["kind"] in ("exact", "accounting")):
         indices = [i for i in claim["decisions"] if i in range(len(report["decisions"]))]
         named.update(indices)
         rows = [_comparison(report, report["decisions"][i], scales) for i in indices]
@@ -134,7 +135,14 @@ def _claims(report: Row) -> list[dict[str, Any]]:
     rest = [d for i, d in enumerate(report["decisions"]) if i not in named]
     if rest:
         rows = [_comparison(report, decision, scales) for decision in rest]
-        other = {"claim": "", "statement": "Other comparisons", "verdict": "", "surprise": False, "kind": ""}
+        other = {
+            "claim": "",
+            "statement": "Other comparisons",
+            "verdict": "",
+            "reduced": False,
+            "surprise": False,
+            "kind": "",
+        }
         groups.append({**other, "expectation": "", "sentence": "", "rows": rows})
     return groups
 
