@@ -123,8 +123,8 @@ def _is_difference(decision: Row, better: str) -> bool:
 
 
 def _claims(report: Row) -> list[dict[str, Any]]:
-    """One entry per claim with its comparisons: what was trained first, then what tests and formulas prove, and last the
-    comparisons that no claim names."""
+    """One entry per claim with its comparisons: what was trained first, then what tests and formulas prove, and last
+    the comparisons that no claim names."""
     scales, named = forest.scales(report["decisions"]), set()
     groups = []
     for claim in sorted(report["claims"], key=lambda claim: claim["kind"] in ("exact", "accounting")):
