@@ -145,7 +145,8 @@ class ArmCell:
         return [Member(rate, seed) for seed in seeds for rate in self.grid(scores)]
 
     def best_learning_rate(self, scores: Mapping[Member, Score]) -> float | None:
-        """The rate with the best mean tuning score, or None while tuning is unfinished."""
+        """The rate with the best mean tuning score, or None while tuning is unfinished. Of several that are as good, as
+        where a task is solved, the one in the middle."""
         if len(self.settings.learning_rates) == 1:
             return self.settings.learning_rates[0]
         return self._best(self.grid(scores), scores)
@@ -165,7 +166,9 @@ class ArmCell:
                 return None
             values = [math.inf if s.value is None else sign * s.value for s in found if s is not None]
             means[rate] = sum(values) / len(values)
-        return min(means, key=lambda rate: (means[rate], rate))
+        least = min(means.values())
+        tied = sorted(rate for rate, mean in means.items() if mean == least)
+        return tied[(len(tied) - 1) // 2]
 
     def members(self, scores: Mapping[Member, Score]) -> list[Member]:
         """Every member known to be needed, given what is finished: tuning first, then the test seeds."""

@@ -93,9 +93,8 @@ def _claims(decisions: Sequence[Decision]) -> list[dict[str, Any]]:
     for name in dict.fromkeys(d.contrast.claim for d in decisions):
         indices = [i for i, d in enumerate(decisions) if d.contrast.claim == name]
         joined = overall([decisions[i] for i in indices])
-        found = {"verdict": joined.verdict, "reduced": joined.reduced, "sentence": joined.reason}
-        found |= {"decisions": indices}
-        rows.append({**_claim(name, decisions[indices[0]].contrast.note), **found})
+        judged = {"verdict": joined.verdict, "reduced": joined.reduced, "sentence": joined.reason}
+        rows.append({**_claim(name, decisions[indices[0]].contrast.note), **judged, "decisions": indices})
     return rows
 
 

@@ -220,13 +220,18 @@ class _Arm:
             curve=_curve(validation, "loss"),
             curves={name: _curve(validation, name) for name in PERCENT if any(name in r for r in validation)},
             train_curve=store.thin([(r["tokens"], r["loss"], r["grad_norm"]) for r in train_rows]),
-            references={
-                name: _percent(name, v) for name, v in self.program.objective.bounds(self.dataset, "validation").items()
-            },
+            references=self._references(),
             fingerprint=summary["fingerprint"],
             contrasts=contrasts,
             environment=_environment(path),
         )
+
+    def _references(self) -> dict[str, float]:
+        """What simple predictors score on validation: entropies in nats, chance in points."""
+        chance = self.dataset.chance("validation")
+        found = self.program.objective.bounds(self.dataset, "validation")
+        found |= {} if chance is None else {"chance": chance}
+        return {name: _percent(name, value) for name, value in found.items()}
 
     def _metrics(self, member: Member, path: Path, rows: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
         """The final numbers of a run that ended well: each metric on the test split, or else on validation, and as

@@ -20,7 +20,12 @@ ROLE = {
     "train.steps": 400,
     "train.eval_every": 100,
 }
-ENCODER = {"model.family": "encoder", "model.head.kind": "classify", "data.task_layout": "label"}
+ENCODER = {
+    "model.family": "encoder",
+    "model.head.kind": "classify",
+    "model.head.num_labels": 8,
+    "data.task_layout": "label",
+}
 CHECK = "tests/claims/test_positions.py::"
 WORDS = ("role_encoder", "role_decoder", "reverse")
 

@@ -300,6 +300,11 @@ class Dataset(abc.ABC):
         return None
 
     @property
+    def num_labels(self) -> int:
+        """Classes of the labels; 0 where there are none."""
+        return 0
+
+    @property
     def tokens_per_byte(self) -> float | None:
         """Training tokens per byte of text; None where losses have no meaning per byte."""
         return None

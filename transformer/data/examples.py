@@ -55,6 +55,11 @@ class Examples(Dataset):
         max_rows = None if max_tokens is None else max(1, max_tokens // self.layout.positions)
         return evaluation_rows(self.splits[split], batch_size, max_rows)
 
+    @property
+    def num_labels(self) -> int:
+        labels = [rows.labels for rows in self.splits.values() if rows.labels is not None]
+        return 1 + max((int(np.max(values)) for values in labels if len(values)), default=-1)
+
     def bounds(self, split: str) -> dict[str, float]:
         """Entropy of the labels, or unigram and bigram entropy of the targets alone; nats per target."""
         rows = self.splits[split]

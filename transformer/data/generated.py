@@ -32,6 +32,9 @@ class Generator(Protocol):
 
     def sample(self, key: jax.Array, batch_size: int, split: str) -> Batch: ...
 
+    @property
+    def num_labels(self) -> int: ...
+
     def chance(self, split: str) -> float: ...
 
 
@@ -73,6 +76,10 @@ class Generated(Dataset):
         """Nats per target that no predictor can beat, where that is more than 0."""
         del split
         return {"floor": float(self.task.entropy)} if self.task.entropy else {}
+
+    @property
+    def num_labels(self) -> int:
+        return self.task.num_labels
 
     def chance(self, split: str) -> float:
         """Accuracy of a predictor that knows nothing."""

@@ -187,13 +187,19 @@ def make_program(config: Config, dataset: Dataset) -> Program:
     """The compiled programs of an arm over its corpus.
 
     Raises:
-      ConfigError: the model's vocabulary is smaller than the data's.
+      ConfigError: the model's vocabulary is smaller than the data's, or it has fewer classes than there are labels.
     """
     size = dataset.vocabulary.size
     if 0 < config.model.vocab_size < size:
         raise ConfigError(
             f"model.vocab_size={config.model.vocab_size} is smaller than the vocabulary of the data, {size}; "
             "leave it at 0 or raise it."
+        )
+    head = config.model.head
+    if head.kind in ("classify", "tag") and head.num_labels < dataset.num_labels:
+        raise ConfigError(
+            f"model.head.num_labels={head.num_labels}, but {dataset.name} has {dataset.num_labels} labels; set it to "
+            f"{dataset.num_labels}."
         )
     read = dataset.read(config.train.batch_size)
     return Program(config, size, dataset.vocabulary.bytes_per_token, dataset.vocabulary, read)
