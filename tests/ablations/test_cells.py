@@ -45,6 +45,12 @@ def test_an_inner_best_rate_leaves_the_grid_alone(cell):
     assert cell.best_learning_rate(scores) == 3e-3 and not cell.at_edge(scores)
 
 
+def test_of_equally_good_rates_the_one_in_the_middle_is_chosen(cell):
+    """A task that every rate solves is no reason to go to an edge."""
+    solved = play(cell, lambda member: 1.0)
+    assert cell.best_learning_rate(solved) == 3e-3 and cell.grid(solved) == list(RATES)
+
+
 @pytest.mark.parametrize(
     ("optimum", "grid", "best", "edge"),
     [

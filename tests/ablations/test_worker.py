@@ -279,6 +279,13 @@ def test_shares_become_points(tmp_path, text):
         made._metrics(Member(1e-2, 0), tmp_path, final(validation={"loss": 1.0}))
 
 
+def test_chance_is_recorded_in_points(tmp_path, text):
+    cell = arm(ablation(text, size={"data.source": "task", "data.task": "role", "data.path": ""}))
+    made = worker._Arm(Job(tmp_path, (cell,)))
+    made._prepare(Member(1e-2, 0))
+    assert made._references() == {"chance": 50.0}
+
+
 @pytest.mark.parametrize(("metric", "tuning_is_probed"), [("loss", False), ("prefix_loss", True)])
 def test_tuning_runs_are_probed_when_a_probe_chooses_the_rate(tmp_path, text, monkeypatch, metric, tuning_is_probed):
     monkeypatch.setattr(probes, "measure", lambda names, **_: {"prefix_loss": 3.0})

@@ -63,3 +63,11 @@ def test_a_model_with_fewer_rows_than_the_data_has_tokens(tmp_path):
     config = tiny({**characters(tmp_path), "model.vocab_size": 2})
     with pytest.raises(ConfigError, match=r"model\.vocab_size=2 is smaller than the vocabulary of the data, 3"):
         make_program(config, load_dataset(config))
+
+
+def test_more_labels_than_classes():
+    role = {"data.source": "task", "data.task": "role", "data.task_layout": "label", "model.family": "encoder"}
+    head = {"model.head.kind": "classify", "model.head.num_labels": 2, "model.vocab_size": 0}
+    config = tiny({**role, **head, "wandb.mode": "disabled"})
+    with pytest.raises(ConfigError, match=r"model\.head\.num_labels=2, but .*role.* has 8 labels; set it to 8"):
+        make_program(config, load_dataset(config))
