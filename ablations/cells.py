@@ -146,7 +146,7 @@ class ArmCell:
 
     def best_learning_rate(self, scores: Mapping[Member, Score]) -> float | None:
         """The rate with the best mean tuning score, or None while tuning is unfinished. Of several that are as good, as
-        where a task is solved, the one in the middle."""
+        where a task is solved, the one in the middle; where all diverged, the lowest."""
         if len(self.settings.learning_rates) == 1:
             return self.settings.learning_rates[0]
         return self._best(self.grid(scores), scores)
@@ -168,7 +168,7 @@ class ArmCell:
             means[rate] = sum(values) / len(values)
         least = min(means.values())
         tied = sorted(rate for rate, mean in means.items() if mean == least)
-        return tied[(len(tied) - 1) // 2]
+        return tied[(len(tied) - 1) // 2 if math.isfinite(least) else 0]
 
     def members(self, scores: Mapping[Member, Score]) -> list[Member]:
         """Every member known to be needed, given what is finished: tuning first, then the test seeds."""

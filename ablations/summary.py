@@ -59,7 +59,7 @@ def summarize(results: Results) -> dict[str, Any]:
         "name": results.name,
         "question": ablation.question,
         "profile": results.profile,
-        "scale": setting.scale,
+        "scale": _scales(results),
         "conditions": [
             {
                 "condition": name,
@@ -212,7 +212,7 @@ def _arm(results: Results, cell: ArmCell, records: dict[Member, Record]) -> dict
     return {
         "arm": cell.arm,
         "condition": cell.condition,
-        "label": cell.label,
+        "label": cell.arm,
         "note": arm.note,
         "baseline": cell.is_baseline,
         "overrides": dict(arm.overrides),
@@ -317,9 +317,13 @@ def _headline(rows: Sequence[Mapping[str, Any]], results: Results) -> str:
     measured = [row for row in decided if row["kind"] != "exact"]
     proved = len(decided) - len(measured) if measured else 0
     said = "; ".join(f"{row['statement'].rstrip('.')}: {worded(row)}" for row in measured or decided)
-    return f"{said} ({'; '.join(dict.fromkeys(map(_scale, _baselines(results))))})." + (
-        f" {proved} exact claims were settled by tests." if proved else ""
-    )
+    return f"{said} ({_scales(results)})." + (f" {proved} exact claims were settled by tests." if proved else "")
+
+
+def _scales(results: Results) -> str:
+    """The scale of every condition, or how many there are."""
+    scales = list(dict.fromkeys(map(_scale, _baselines(results))))
+    return scales[0] if len(scales) == 1 else f"{len(scales)} scales and tasks"
 
 
 def _baselines(results: Results) -> list[ArmCell]:
@@ -331,7 +335,8 @@ def _scale(cell: ArmCell) -> str:
     config = cell.config
     source = config.data.source if config.data.source != "task" else f"the task {to_flat(config)['data.task']}"
     amount = f"{cell.tokens / 1e6:.2g}M tokens of {source} a run"
-    return f"{config.model.num_layers} layers, {config.model.d_model} wide, {amount}"
+    layers = f"{config.model.num_layers} layer{'' if config.model.num_layers == 1 else 's'}"
+    return f"{layers}, {config.model.d_model} wide, {amount}"
 
 
 def _checks(results: Results) -> list[dict[str, Any]]:

@@ -34,7 +34,14 @@ ABLATION = Ablation(
     arms={
         "rope": Arm(note="queries and keys rotated by their position"),
         "none": Arm({"model.position.kind": "none"}, note="nothing says where a token stands"),
-        "learned": Arm({"model.position.kind": "learned"}, note="a learned vector for each position"),
+        "learned": Arm(
+            {
+                "model.position.kind": "learned",
+                "model.position.max_length": 0,
+                "model.position.out_of_range": "error",
+            },
+            note="a learned vector for each position, as many as the text has",
+        ),
     },
     conditions={
         "text": Condition(note="a decoder of four layers, a language model"),

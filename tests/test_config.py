@@ -159,8 +159,8 @@ def test_every_config_file(path):
     assert resolve(module.get_config()) == resolve(module.get_config(ablation.baseline))
     for arm in ablation.arms:
         check_round_trip(resolve(module.get_config(arm)))
-    names = itertools.product(ablation.arms, ablation.conditions, ["", *ablation.profiles])
-    for arm, condition, profile in names:
+    names = itertools.product(ablation.conditions, ["", *ablation.profiles])
+    for arm, condition, profile in [(a, c, p) for c, p in names for a in ablation.arms_under(c)]:
         overrides = ablation.overrides(arm, condition, profile)
         check_round_trip(resolve(apply_overrides(default_config(), overrides)))
     with pytest.raises(ConfigError, match="Unknown arm 'nowhere'; it is one of: "):

@@ -252,7 +252,8 @@ COMMANDS = [
     ),
     (
         ("--config=configs/ablation_prenorm.py:psot",),
-        "error: Unknown arm 'psot'; it is one of: pre, post, none. Did you mean \"post\"?",
+        "error: Unknown arm 'psot'; it is one of: pre, post, none, deepnorm, pre_no_warmup, "
+        'post_no_warmup, pre_no_final. Did you mean "post"?',
     ),
     (
         ("--config=configs/base.py", "--config.model.attention.num_heads=7"),

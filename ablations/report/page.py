@@ -161,7 +161,7 @@ def _comparison(report: Row, decision: Row, scales: dict[tuple[str, str], forest
         notes.append(f"registered or edited {decision['registered'].removeprefix('edited ')}")
     return {
         "subject": _subject(decision),
-        "condition": decision["condition"] if len(conditions(report)) > 1 else "",
+        "condition": "" if by_check or len(conditions(report)) < 2 else decision["condition"],
         "question": QUESTIONS.get(decision["type"], decision["type"]),
         "metric": "" if by_check else decision["metric"],
         "estimate_name": decision["estimate_name"],

@@ -130,8 +130,12 @@ def certainty(report: Row) -> str:
             f"{undecided} of {plural(len(report['decisions']), 'comparison')} {verb} inconclusive; the table says "
             "what would settle it."
         )
-    if report["scale"]:
-        parts.append(f"All of this was seen at one scale ({report['scale']}) and shows nothing about others.")
+    scales = list(dict.fromkeys(row["scale"] for row in report["conditions"] if row["scale"])) or [report["scale"]]
+    if len(scales) > 1:
+        seen = "; ".join(f"{row['condition']}: {row['scale']}" for row in report["conditions"])
+        parts.append(f"All of this was seen at these scales and shows nothing about others ({seen}).")
+    elif scales[0]:
+        parts.append(f"All of this was seen at one scale ({scales[0]}) and shows nothing about others.")
     return " ".join(parts)
 
 
