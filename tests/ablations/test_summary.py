@@ -172,13 +172,17 @@ def test_members_are_listed_as_what_they_are(lab):
     assert data["decisions"][0]["n"] == 6  # failed and missing are no results; the divergence is one
 
 
-def test_tuning_shows_with_its_extension(lab):
-    """Of two equally good rates the lower one was taken, at the edge, so a third was tried: all are in the report."""
+def test_tuning_shows_with_its_extension(tmp_path, configs):
+    """The lower of two rates is the better one, so a third and a fourth were tried: the budget is in the report."""
     made = ablation(rates=(1e-3, 1e-2), seeds=2)
-    data = judged(lab(made))
+    write_config(configs, made)
+    for name in ("base", "other"):
+        known = jobs.registered("tiny", made)
+        fill(tmp_path, arm(made, name), lambda member: loss(member) + member.learning_rate, contrasts=known)
+    data = judged(tmp_path)
     tried = [(t["learning_rate"], t["state"]) for t in data["arms"][0]["tuning"]]
-    assert tried == [(0.0001, "done"), (0.001, "done"), (0.01, "done")]  # equal scores: now one in the middle
-    assert data["arms"][0]["learning_rate"] == 1e-3 and not data["arms"][0]["edge"]
+    assert tried == [(0.00001, "done"), (0.0001, "done"), (0.001, "done"), (0.01, "done")]
+    assert data["arms"][0]["learning_rate"] == 1e-5 and data["arms"][0]["edge"]
     assert "edge of its grid" in data["decisions"][0]["sentence"]
 
 
