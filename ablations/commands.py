@@ -152,19 +152,19 @@ def report_command(arguments: argparse.Namespace) -> int:
 
     if arguments.runs is None:
         judged = [committed.data(name, profile) for name, profile in committed.kept()]
-        committed.publish(judged)
-        committed.headline(list(committed.answers(judged)), committed.ROOT / "README.md")
-        shown = [data for data in judged if data["name"] in (arguments.names or [data["name"]])]
         if missing := set(arguments.names) - {data["name"] for data in judged}:
             raise UserError(f"No answer of {missing.pop()!r} is committed; --runs={RUNS} judges what was run here.")
     else:
-        shown = [
+        judged = [
             summary.summarize(summary.collect(name, arguments.profile, arguments.runs)) for name in _chosen(arguments)
         ]
-    for data in shown:
+    for data in judged:
         written = write_report(data, arguments.out / report_folder(data))
-        print_verdicts(data)
-        print(f"page: {written[0]}")
+        if data["name"] in (arguments.names or [data["name"]]):
+            print_verdicts(data)
+            print(f"page: {written[0]}")
+    if arguments.runs is None:
+        committed.publish(judged, arguments.out)
     reports = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(arguments.out.glob("*/report.json"))]
     settled = checks.settled(arguments.runs or RUNS)
     print(f"all claims: {write_index(reports, claims.load(), arguments.out, settled)}")

@@ -9,18 +9,20 @@ Everything but the records is written by `python -m ablations report`, and comes
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ablations import catalog, checks, store, summary
 from ablations.cells import cells
+from ablations.profiles import rank
+from ablations.report import report_folder
 from transformer.errors import UserError
 from transformer.training.jsonfiles import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).parent / "results"
-PROFILES = ("full", "quick", "demo")  # a verdict of the first stands above those of the others
 MARKS = "<!-- answers: written by `python -m ablations report` -->", "<!-- answers end -->"
 PICTURE = "answers.svg"
 COLUMNS = ("What is said", "What we measured", "Verdict", "Scale", "Page")
@@ -55,7 +57,7 @@ def keep(name: str, profile: str, runs: Path, results: Path | None = None) -> Pa
 def kept(results: Path | None = None) -> list[tuple[str, str]]:
     """(ablation, profile) of everything that is committed, by name, the larger profile first."""
     found = [(path.parents[1].name, path.parent.name) for path in (results or RESULTS).glob("*/*/records")]
-    return sorted(found, key=lambda pair: (pair[0], PROFILES.index(pair[1]) if pair[1] in PROFILES else len(PROFILES)))
+    return sorted(found, key=lambda pair: (pair[0], rank(pair[1])))
 
 
 def data(name: str, profile: str, results: Path | None = None) -> dict[str, Any]:
@@ -63,31 +65,28 @@ def data(name: str, profile: str, results: Path | None = None) -> dict[str, Any]
     return summary.summarize(summary.collect(name, profile, (results or RESULTS) / name / profile / "records"))
 
 
-def publish(reports: Sequence[Mapping[str, Any]], results: Path | None = None) -> list[Path]:
-    """Writes text, verdicts and figures of each report, and the tables over all of them."""
-    from ablations.report import write_report
+def publish(reports: Sequence[Mapping[str, Any]], pages: Path) -> None:
+    """Writes verdicts, and text and figures as they stand among the `pages`, of each report; then the tables over all
+    of them."""
     from ablations.report.overview import overview
 
-    written, results = [], results or RESULTS
     for report in reports:
-        folder = results / report["name"] / report["profile"]
-        html, *files = write_report(report, folder)
-        html.unlink()  # a page for reading: it stands among the reports, `--out`
-        (folder / "report.json").unlink()
+        folder, page = RESULTS / report["name"] / report["profile"], pages / report_folder(report)
+        shutil.copy(page / "report.md", folder)
+        shutil.rmtree(folder / "figures", ignore_errors=True)
+        shutil.copytree(page / "figures", folder / "figures")
         verdicts = [
             {key: claim[key] for key in ("claim", "statement", "verdict", "sentence")}
             | {"decided_by": [report["decisions"][i]["sentence"] for i in claim["decisions"]]}
             for claim in report["claims"]
         ]
         write_json(folder / "verdicts.json", {"headline": report["headline"], "claims": verdicts})
-        written += [path for path in files if path.exists()]
     answered = list(answers(reports))
-    table = results / "README.md"
-    table.write_text(_document(answered), encoding="utf-8")
+    (RESULTS / "README.md").write_text(_document(answered), encoding="utf-8")
     picture = overview(reports)
     if picture is not None:
-        (results / PICTURE).write_text(picture.file(), encoding="utf-8")
-    return [*written, table]
+        (RESULTS / PICTURE).write_text(picture.file(), encoding="utf-8")
+    headline(answered, ROOT / "README.md")
 
 
 def headline(answered: Sequence[Answer], readme: Path) -> None:
@@ -104,8 +103,7 @@ def headline(answered: Sequence[Answer], readme: Path) -> None:
 def answers(reports: Sequence[Mapping[str, Any]]) -> Iterator[Answer]:
     """One row per claim: that of the largest profile that judged it."""
     seen: set[str] = set()
-    ranked = sorted(reports, key=lambda r: PROFILES.index(r["profile"]) if r["profile"] in PROFILES else len(PROFILES))
-    for report in ranked:
+    for report in sorted(reports, key=lambda report: rank(report["profile"])):
         for claim in report["claims"]:
             if claim["claim"] not in seen:
                 seen.add(claim["claim"])

@@ -49,6 +49,14 @@ STANDARD = {
 }
 
 
+PRECEDENCE = ("full", "quick", "demo")  # the first that judged a claim is the one that stands
+
+
+def rank(profile: str) -> int:
+    """The place of a profile among those whose verdict stands first; unknown ones come last."""
+    return PRECEDENCE.index(profile) if profile in PRECEDENCE else len(PRECEDENCE)
+
+
 @dataclasses.dataclass(frozen=True)
 class Limit:
     """The most a profile may ask for; None is unlimited.

@@ -76,8 +76,12 @@ def thin(points: list[tuple[float, ...]], most: int = CURVE_POINTS) -> tuple[tup
 
 def write_record(directory: Path, record: Record) -> None:
     """Seals and stores a record; its existence marks the member as finished."""
+    write_json(directory / RECORD, _sealed(record))
+
+
+def _sealed(record: Record) -> dict[str, Any]:
     content = dataclasses.asdict(record)
-    write_json(directory / RECORD, {**content, "digest": digest(content)})
+    return {**content, "digest": digest(content)}
 
 
 def read_record(directory: Path) -> Record | None:
@@ -113,8 +117,7 @@ def _belongs(record: Record, arm: Path) -> bool:
 
 def pack(records: Mapping[Member, Record], directory: Path) -> None:
     """Writes records of an arm into the one file that stands for its directory, each with its digest."""
-    contents = [dataclasses.asdict(records[member]) for member in sorted(records)]
-    lines = [json.dumps({**content, "digest": digest(content)}, sort_keys=True) for content in contents]
+    lines = [json.dumps(_sealed(records[member]), sort_keys=True) for member in sorted(records)]
     directory.with_name(directory.name + PACKED).write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 

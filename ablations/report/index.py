@@ -13,6 +13,7 @@ import numpy as np
 from markupsafe import Markup
 
 from ablations.claims import Claim
+from ablations.profiles import rank
 from ablations.report import numbers, page, report_folder
 from ablations.report.contract import complete
 from ablations.report.members import Row
@@ -20,7 +21,6 @@ from ablations.report.words import VERDICTS
 from ablations.statistics import benjamini_hochberg
 from ablations.verdict import Overall
 
-PROFILES = ("full", "quick", "demo")  # the first that judged a claim is the one that stands
 UNMEASURED = "not measured yet"
 FALSE_DISCOVERIES = 0.05
 
@@ -87,7 +87,7 @@ def context(
                 "headline": report["headline"],
                 "link": f"{report_folder(report)}/report.html",
             }
-            for report in sorted(reports, key=lambda report: (report["name"], _rank(report["profile"])))
+            for report in sorted(reports, key=lambda report: (report["name"], rank(report["profile"])))
         ],
     }
 
@@ -125,7 +125,7 @@ def _discoveries(standing: Mapping[tuple[str, str, int], float]) -> str:
 def _answers(reports: Sequence[Row], standing: Mapping[tuple[str, str, int], float]) -> dict[str, list[dict[str, Any]]]:
     """Claim id -> its answers, the one that stands first."""
     answers: dict[str, list[dict[str, Any]]] = {}
-    for report in sorted(reports, key=lambda report: (_rank(report["profile"]), report["name"])):
+    for report in sorted(reports, key=lambda report: (rank(report["profile"]), report["name"])):
         for claim in report["claims"]:
             if not _measured(report, claim):
                 continue
@@ -158,10 +158,6 @@ def _measured(report: Row, claim: Row) -> bool:
     judged = [report["decisions"][i] for i in claim["decisions"] if i in range(len(report["decisions"]))]
     inferred = any(decision["p"] is not None or decision["verdict"] != "inconclusive" for decision in judged)
     return inferred or any(check["claim"] == claim["claim"] for check in report["checks"])
-
-
-def _rank(profile: str) -> int:
-    return PROFILES.index(profile) if profile in PROFILES else len(PROFILES)
 
 
 def _row(claim: Claim, answers: Sequence[dict[str, Any]]) -> dict[str, Any]:
