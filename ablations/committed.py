@@ -37,16 +37,13 @@ def keep(name: str, profile: str, runs: Path, results: Path | None = None) -> Pa
       UserError: no run has ended yet.
     """
     folder = (results or RESULTS) / name / profile / "records"
-    folder.mkdir(parents=True, exist_ok=True)
-    any_found = False
-    for cell in cells(name, catalog.load(name), profile):
-        directory = cell.directory(runs)
-        found, _ = store.read_arm(directory)
-        if found:
-            any_found, before = True, store.read_arm(folder / directory.name)[0]
-            store.pack({**before, **found}, folder / directory.name)
-    if not any_found:
+    directories = [cell.directory(runs) for cell in cells(name, catalog.load(name), profile)]
+    arms = {path.name: records for path in directories if (records := store.read_arm(path)[0])}
+    if not arms:
         raise UserError(f"{name} has no finished run at the {profile} profile in {runs}; nothing to keep.")
+    folder.mkdir(parents=True, exist_ok=True)
+    for arm, records in arms.items():
+        store.pack({**store.read_arm(folder / arm)[0], **records}, folder / arm)
     wanted = {contrast.check for contrast in catalog.load(name).contrasts if contrast.check}
     checked = {check: row for check, row in checks.stored(runs).items() if check in wanted}
     if checked:

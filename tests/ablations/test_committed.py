@@ -75,6 +75,7 @@ def test_nothing_to_keep_is_said(tmp_path, configs):
     write_config(configs, MADE)
     with pytest.raises(UserError, match="tiny has no finished run at the tiny profile"):
         committed.keep("tiny", "tiny", tmp_path / "none", tmp_path / "results")
+    assert committed.kept(tmp_path / "results") == []  # and nothing is left that would be reported
 
 
 def test_the_command_writes_the_same_bytes_each_time(trained, configs, capsys):
