@@ -38,7 +38,11 @@ def main(argv: list[str] | None = None) -> int:
             sub.add_argument("overrides", nargs="+", metavar="FIELD=VALUE")
         else:
             sub.add_argument("names", nargs="+" if name in ("plan", "run", "keep", "push") else "*", metavar="NAME")
-        sub.add_argument("--profile", default="demo" if name == "try" else "quick", help="smoke, demo, quick or full")
+        sub.add_argument(
+            "--profile",
+            default="demo" if name == "try" else "quick",
+            help="smoke, demo, quick or full; quick@100 repeats quick on the seeds from 100 on",
+        )
         runs = None if name == "report" else RUNS
         sub.add_argument("--runs", type=Path, default=runs, help="where arms are stored")
         sub.add_argument("--execution", choices=["auto", *EXECUTIONS], default="auto", help=EXECUTION_HELP)

@@ -6,7 +6,7 @@ import hashlib
 
 from ablations import catalog
 from ablations.profiles import standard
-from ablations.schema import Ablation, Arm, Contrast
+from ablations.schema import Ablation, Arm, Contrast, repetition
 from transformer import command_line
 
 CLAIM = "ad_hoc"
@@ -34,7 +34,7 @@ def register(assignments: list[str], profile: str) -> str:
         ),
         profiles=standard(),
         matched=("tokens",),
-        positive_control="unigram" if profile in ("smoke", "demo") else "bigram",
+        positive_control="unigram" if repetition(profile)[0] in ("smoke", "demo") else "bigram",
     )
     name = "try-" + hashlib.sha256(question.encode()).hexdigest()[:6]
     catalog.add(name, ablation)

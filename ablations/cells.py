@@ -13,13 +13,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ablations.schema import Ablation, Better, Profile, better
+from ablations.schema import MAX_SEED, Ablation, Better, Profile, better
 from transformer.config import apply_overrides, config_hash, default_config, replace, resolve
 from transformer.errors import ConfigError
 from transformer.schema import Config
 
 LEARNING_RATE = "optimizer.learning_rate"
-TUNING_SEED, TWIN_SEED = 1000, 2000
+TUNING_SEED, TWIN_SEED = MAX_SEED, 2 * MAX_SEED
 MAX_EXTENSIONS = 2  # steps an arm may extend its learning-rate grid on either side
 
 
@@ -29,7 +29,7 @@ class Member:
 
     Attributes:
       learning_rate: peak.
-      seed: test seeds count from 0, tuning seeds from 1000.
+      seed: test seeds count from 0 or the profile's first seed, tuning seeds from 1000 more.
       twin: data of `seed` with another initialisation: the noise floor's partner.
     """
 
@@ -94,6 +94,17 @@ class ArmCell:
         """Whether each test seed is trained a second time from other initial weights (the noise floor)."""
         return self.is_baseline and self.settings.verdicts
 
+    @property
+    def test_seeds(self) -> range:
+        """Seeds that only judge."""
+        return range(self.settings.first_seed, self.settings.first_seed + self.settings.test_seeds)
+
+    @property
+    def tuning_seeds(self) -> range:
+        """Seeds that only choose the learning rate."""
+        first = TUNING_SEED + self.settings.first_seed
+        return range(first, first + self.settings.tuning_seeds)
+
     @functools.cached_property
     def hash(self) -> str:
         """Identity of everything but learning rate and seed: equal arms of different ablations share their runs."""
@@ -141,8 +152,7 @@ class ArmCell:
 
     def tuning_members(self, scores: Mapping[Member, Score]) -> list[Member]:
         """Members that choose the learning rate."""
-        seeds = range(TUNING_SEED, TUNING_SEED + self.settings.tuning_seeds)
-        return [Member(rate, seed) for seed in seeds for rate in self.grid(scores)]
+        return [Member(rate, seed) for seed in self.tuning_seeds for rate in self.grid(scores)]
 
     def best_learning_rate(self, scores: Mapping[Member, Score]) -> float | None:
         """The rate with the best mean tuning score, or None while tuning is unfinished. Of several that are as good, as
@@ -160,8 +170,7 @@ class ArmCell:
         means: dict[float, float] = {}
         sign = 1.0 if self.better == "lower" else -1.0
         for rate in grid:
-            seeds = range(TUNING_SEED, TUNING_SEED + self.settings.tuning_seeds)
-            found = [scores.get(Member(rate, seed)) for seed in seeds]
+            found = [scores.get(Member(rate, seed)) for seed in self.tuning_seeds]
             if any(score is None for score in found):
                 return None
             values = [math.inf if s.value is None else sign * s.value for s in found if s is not None]
@@ -175,9 +184,9 @@ class ArmCell:
         needed = self.tuning_members(scores) if len(self.settings.learning_rates) > 1 else []
         best = self.best_learning_rate(scores)
         if best is not None:
-            needed += [Member(best, seed) for seed in range(self.settings.test_seeds)]
+            needed += [Member(best, seed) for seed in self.test_seeds]
             if self.has_twins:
-                needed += [Member(best, seed, twin=True) for seed in range(self.settings.test_seeds)]
+                needed += [Member(best, seed, twin=True) for seed in self.test_seeds]
         return needed
 
     def planned(self, scores: Mapping[Member, Score]) -> int:
@@ -196,8 +205,7 @@ def cells(name: str, ablation: Ablation, profile: str) -> list[ArmCell]:
     Raises:
       ConfigError: an unknown profile, one that leaves out the baseline, or an arm whose overrides do not resolve.
     """
-    ablation.overrides(profile=profile)  # raises for an unknown profile
-    settings = ablation.profiles[profile]
+    settings = ablation.profile(profile)
     chosen = settings.arms or tuple(ablation.arms)
     if ablation.baseline not in chosen:
         raise ConfigError(f"The profile {profile} of {name} leaves out the baseline {ablation.baseline!r}; add it.")
@@ -212,7 +220,7 @@ def cells(name: str, ablation: Ablation, profile: str) -> list[ArmCell]:
 def _cell(name: str, ablation: Ablation, profile: str, condition: str, arm: str) -> ArmCell:
     overrides = ablation.overrides(arm, condition, profile)
     config = replace(resolve(apply_overrides(default_config(), overrides)), {"wandb.mode": "disabled"})
-    settings = ablation.profiles[profile]
+    settings = ablation.profile(profile)
     if LEARNING_RATE in {**ablation.conditions[condition].overrides, **ablation.arms[arm].overrides}:
         settings = dataclasses.replace(settings, learning_rates=(config.optimizer.learning_rate,))
     return ArmCell(

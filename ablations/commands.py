@@ -18,7 +18,7 @@ from ablations.evidence import FormulaCheck
 from ablations.lint import lint, require_clean
 from ablations.profiles import check_limits
 from ablations.runner import Pool, default_workers
-from ablations.schema import Ablation
+from ablations.schema import Ablation, repetition
 from transformer.errors import UserError
 
 
@@ -305,10 +305,10 @@ def _chosen(arguments: argparse.Namespace) -> list[str]:
       UserError: one that is named is unknown or lacks it, or none has it.
     """
     for name in arguments.names:
-        catalog.load(name).overrides(profile=arguments.profile)
+        catalog.load(name).profile(arguments.profile)
     if arguments.names:
         return arguments.names
-    found = [name for name in catalog.names() if arguments.profile in catalog.load(name).profiles]
+    found = [name for name in catalog.names() if repetition(arguments.profile)[0] in catalog.load(name).profiles]
     if not found:
         raise UserError(f"No ablation has the profile {arguments.profile!r}; `list` shows the profiles of each.")
     return found

@@ -18,6 +18,7 @@ from ablations import catalog, checks, store, summary
 from ablations.cells import cells
 from ablations.profiles import rank
 from ablations.report import report_folder
+from ablations.schema import repetition
 from transformer.errors import UserError
 from transformer.training.jsonfiles import write_json
 
@@ -25,6 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).parent / "results"
 MARKS = "<!-- answers: written by `python -m ablations report` -->", "<!-- answers end -->"
 PICTURE = "answers.svg"
+BREAK = "<br>"  # a new line in a cell of a table
 COLUMNS = ("What is said", "What we measured", "Verdict", "Scale", "Page")
 Answer = dict[str, Any]
 
@@ -79,8 +81,8 @@ def publish(reports: Sequence[Mapping[str, Any]], pages: Path) -> None:
         ]
         write_json(folder / "verdicts.json", {"headline": report["headline"], "claims": verdicts})
     answered = list(answers(reports))
-    (RESULTS / "README.md").write_text(_document(answered), encoding="utf-8")
-    picture = overview(reports)
+    (RESULTS / "README.md").write_text(_document(answered) + _repetitions(reports), encoding="utf-8")
+    picture = overview([report for report in reports if not repetition(report["profile"])[1]])
     if picture is not None:
         (RESULTS / PICTURE).write_text(picture.file(), encoding="utf-8")
     headline(answered, ROOT / "README.md")
@@ -108,7 +110,7 @@ def answers(reports: Sequence[Mapping[str, Any]]) -> Iterator[Answer]:
                 yield {
                     **claim,
                     "measured": _measured(decisions, claim),
-                    "scale": "; ".join(dict.fromkeys(_scale(report, decision) for decision in decisions)) or "–",
+                    "scale": BREAK.join(dict.fromkeys(_scale(report, decision) for decision in decisions)) or "–",
                     "name": report["name"],
                     "profile": report["profile"],
                 }
@@ -118,21 +120,21 @@ def _measured(decisions: Sequence[Mapping[str, Any]], claim: Mapping[str, Any]) 
     """The estimates in a few words, one comparison after the other."""
     said = []
     for decision in decisions:
-        where = "" if decision["condition"] == "default" else f" ({decision['condition']})"
         if decision["check"]:
-            said.append(decision["reason"])
+            said.append(decision["reason"].replace("; ", BREAK))
         elif decision["estimate"] is None:
-            said.append(f"{decision['test'] or ', '.join(decision['arms'])}{where}: {decision['reason']}")
+            said.append(f"{_said_of(decision)}: {decision['reason']}")
         else:
-            what = "" if decision["metric"] == "loss" else f", {decision['metric'].replace('_', ' ')}"
-            said.append(f"{_compared(decision)}{what}{where}: {_estimate(decision)}, {decision['label']}")
-    return "; ".join(said) or claim["sentence"]
+            said.append(f"{_said_of(decision)}: {_estimate(decision)}, {decision['label']}")
+    return BREAK.join(said) or claim["sentence"]
 
 
-def _compared(decision: Mapping[str, Any]) -> str:
-    if decision["arms"]:
-        return ", ".join(decision["arms"])
-    return f"{decision['test']} − {decision['base']}" if decision["base"] else str(decision["test"])
+def _said_of(decision: Mapping[str, Any]) -> str:
+    """What is compared, in which metric and under which condition."""
+    what = ", ".join(decision["arms"]) or " − ".join(filter(None, (decision["test"], decision["base"])))
+    if decision["metric"] != "loss":
+        what += f", {decision['metric'].replace('_', ' ')}"
+    return what if decision["condition"] == "default" else f"{what} ({decision['condition']})"
 
 
 def _estimate(decision: Mapping[str, Any]) -> str:
@@ -142,14 +144,15 @@ def _estimate(decision: Mapping[str, Any]) -> str:
         low, high = decision["interval95"]
         text += f" [{low:{signed}.3g}, {high:{signed}.3g}]"
     unit = decision["unit"] if decision["estimate_name"] in ("difference", "mean") else decision["estimate_name"]
-    return f"{text} {unit}, n = {decision['n']}"
+    return f"{text} {unit}"
 
 
 def _scale(report: Mapping[str, Any], decision: Mapping[str, Any]) -> str:
     if decision["check"]:
         return "no training"
     scales = {row["condition"]: row["scale"] for row in report["conditions"]}
-    return str(scales.get(decision["condition"], report["scale"]))
+    scale = str(scales.get(decision["condition"], report["scale"])).removesuffix(" a run")
+    return f"{scale}, {decision['n']} seeds" if decision["n"] else scale
 
 
 def _document(answered: Sequence[Answer]) -> str:
@@ -161,14 +164,42 @@ def _document(answered: Sequence[Answer]) -> str:
     )
 
 
+def _repetitions(reports: Sequence[Mapping[str, Any]]) -> str:
+    """Each comparison that was also made on other seeds, the two estimates side by side; empty without any."""
+    found = {(report["name"], report["profile"]): report for report in reports}
+    rows = []
+    for (name, profile), again in found.items():
+        first = found.get((name, repetition(profile)[0]))
+        if first is None or first is again:
+            continue
+        links = [f"[{p}]({name}/{p}/report.md)" for p in (first["profile"], profile)]
+        for one, other in zip(first["decisions"], again["decisions"], strict=True):
+            if one["contrast_hash"] == other["contrast_hash"] and None not in (one["estimate"], other["estimate"]):
+                estimates = [f"{_estimate(d)}<br>{d['label']}, {d['n']} seeds" for d in (one, other)]
+                rows.append((f"{name}: {_said_of(one)}", *estimates, " and ".join(links)))
+    if not rows:
+        return ""
+    return (
+        "\n## Repeated on other seeds\n\nTrained again from scratch, learning rates chosen again, with other initial "
+        "weights and another order of the data, for tuning as for testing.\n\n"
+        + _lines(("Comparison", "First seeds", "Other seeds", "Pages"), rows)
+    )
+
+
 def _picture(prefix: str) -> str:
     return f"![Every comparison so far, in units of what matters]({prefix}{PICTURE})\n\n"
 
 
 def _table(answered: Sequence[Answer], prefix: str) -> str:
-    lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
+    rows = []
     for row in sorted(answered, key=lambda row: (row["name"], row["kind"] != "training", row["claim"])):
         link = f"[{row['name']}, {row['profile']}]({prefix}{row['name']}/{row['profile']}/report.md)"
-        cells_ = (row["statement"], row["measured"], f"**{summary.worded(row)}**", row["scale"], link)
-        lines.append("| " + " | ".join(" ".join(str(cell).replace("|", "\\|").split()) for cell in cells_) + " |")
+        rows.append((row["statement"], row["measured"], f"**{summary.worded(row)}**", row["scale"], link))
+    return _lines(COLUMNS, rows)
+
+
+def _lines(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A table in Markdown."""
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    lines += ["| " + " | ".join(" ".join(str(cell).replace("|", "\\|").split()) for cell in row) + " |" for row in rows]
     return "\n".join(lines) + "\n"

@@ -7,7 +7,8 @@ seeds, an undeclared difference) is the second half.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
 from typing import Literal
 
 from ablations.analyses.catastrophe import minimum_gap
@@ -258,26 +259,35 @@ def exact(contrast: Contrast, evidence: Evidence) -> Finding:
 
 
 def formula(contrast: Contrast, evidence: Evidence) -> Finding:
-    """Every stated number within its rounding, or none, or some; the corrected values are printed."""
+    """Every stated number within its rounding, or none, or some; ours are printed."""
     check = evidence.formula
     if check is None:
         return _inconclusive(f"the formula {contrast.check!r} has not been evaluated", "run it")
     wrong = [number for number in check.numbers if not number.agrees]
     if not wrong:
-        return Finding("supported", "supported", "; ".join(map(_stated, check.numbers)))
-    corrected = "; ".join(f"{_stated(n)}: the corrected value is {n.measured:.6g}" for n in wrong)
+        return Finding("supported", "supported", _stated(check.numbers))
     if len(wrong) == len(check.numbers):
-        return Finding("refuted", "refuted", corrected)
+        return Finding("refuted", "refuted", _stated(wrong))
     agree = len(check.numbers) - len(wrong)
-    return Finding("mixed", "mixed", f"{agree} of {len(check.numbers)} numbers agree; {corrected}")
+    return Finding("mixed", "mixed", f"{agree} of {len(check.numbers)} numbers agree; {_stated(wrong)}")
 
 
-def _stated(number: Number) -> str:
-    """What was claimed and what comes out."""
-    what = f"{number.what}: " if number.what else ""
-    unit = number.unit and f" {number.unit}"
-    within = f", within {number.tolerance:g}" if number.agrees and number.tolerance else ""
-    return f"{what}claimed {number.claimed:g}, measured {number.measured:.6g}{unit}{within}"
+def _stated(numbers: Iterable[Number]) -> str:
+    """What comes out and what was claimed, the claims about one thing together."""
+    groups: dict[tuple[str, float, str], list[Number]] = {}
+    for number in numbers:
+        groups.setdefault((number.what, number.measured, number.unit), []).append(number)
+    said = []
+    for (what, measured, unit), group in groups.items():
+        claimed = " and ".join(
+            f"{n.claimed:g}" + (f" (within {n.tolerance:g})" if n.agrees and n.tolerance else "") for n in group
+        )
+        # No more digits than tell the claims' rounding.
+        finest = min((n.tolerance for n in group if n.tolerance), default=0.0)
+        digits = 6 if not finest or not measured else math.ceil(math.log10(abs(measured) / finest)) + 2
+        text = f"{measured:.{min(6, max(3, digits))}g}" + (unit and f" {unit}")
+        said.append((what and f"{what}: ") + f"{text}, claimed {claimed}")
+    return "; ".join(said)
 
 
 RULES: dict[str, Callable[[Contrast, Evidence, Analysis, Adjusted], Finding]] = {

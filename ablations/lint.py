@@ -72,9 +72,9 @@ def _metrics(name: str, ablation: Ablation) -> Iterator[Warning]:
 
 def _stability(name: str, ablation: Ablation, profile: str) -> Iterator[Warning]:
     """What a comparison of stability can rest on is decided by the number of tuning seeds."""
-    seeds = ablation.profiles[profile].tuning_seeds
+    seeds = ablation.profile(profile).tuning_seeds
     claims = [c.claim for c in ablation.contrasts if c.type == "stability"]
-    if claims and ablation.profiles[profile].verdicts and seeds < SENSITIVITY_SEEDS:
+    if claims and ablation.profile(profile).verdicts and seeds < SENSITIVITY_SEEDS:
         yield Warning(
             "note",
             name,

@@ -73,7 +73,7 @@ def make(name: str, profile: str, runs: Path, workers: int) -> Plan:
     rows = [_row(arm, ablation.arms[arm.arm].note, runs, rate) for arm in arms]
     sigma = _measured_sigma(name, profile, runs)
     used = sigma or ASSUMED_SIGMA
-    seeds = ablation.profiles[profile].test_seeds
+    seeds = ablation.profile(profile).test_seeds
     return Plan(
         name,
         profile,

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from ablations.schema import Ablation, Profile
+from ablations.schema import Ablation, Profile, repetition
 from transformer.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ def check_limits(name: str, ablation: Ablation, profile: str) -> None:
     from ablations.cells import cells
 
     arms = cells(name, ablation, profile)
-    limit, settings = LIMITS.get(profile, Limit()), ablation.profiles[profile]
+    limit, settings = LIMITS.get(repetition(profile)[0], Limit()), ablation.profile(profile)
     asked: dict[str, int] = {
         "arms": len({c.arm for c in arms}),
         "learning_rates": len(settings.learning_rates),

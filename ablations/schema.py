@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 from transformer.errors import ConfigError, did_you_mean
@@ -21,6 +21,7 @@ ContrastType = Literal[
 ]
 
 PERCENT = ("accuracy", "exact_match")  # metrics in points, 0 to 100, of which more is better
+MAX_SEED = 1000  # test seeds lie below, tuning seeds from here on, twins' from twice as far
 BY_CHECK = ("exact", "formula")  # types of contrast that are decided without a run: no arms, no metric
 
 
@@ -119,6 +120,7 @@ class Profile:
       learning_rates: the grid every arm is tuned on.
       tuning_seeds: seeds 1000, 1001, ... used only to choose each arm's learning rate.
       test_seeds: seeds 0, 1, ... used only to judge.
+      first_seed: counts both from further on, for a repetition.
       arms, conditions: subsets to run; empty for all.
       verdicts: False for `smoke`, which only checks wiring.
       insists: fields applied after the condition and before the arm: a smoke run stays short whatever the condition.
@@ -129,6 +131,7 @@ class Profile:
     learning_rates: tuple[float, ...] = (1e-3,)
     tuning_seeds: int = 1
     test_seeds: int = 8
+    first_seed: int = 0
     arms: tuple[str, ...] = ()
     conditions: tuple[str, ...] = ()
     verdicts: bool = True
@@ -235,6 +238,17 @@ class Ablation:
         own = self.conditions[condition].positive_control
         return self.positive_control if own is None else own
 
+    def profile(self, name: str) -> Profile:
+        """A profile by its name, or its repetition on other seeds, such as `quick@100`.
+
+        Raises:
+          ConfigError: an unknown profile.
+        """
+        profile, first_seed = repetition(name)
+        if profile not in self.profiles:
+            raise _unknown("profile", name, self.profiles)
+        return dataclasses.replace(self.profiles[profile], first_seed=first_seed)
+
     def overrides(self, arm: str = "", condition: str = "", profile: str = "") -> dict[str, Any]:
         """The fields one cell changes against the base config; the arm's own come last and win.
 
@@ -242,6 +256,7 @@ class Ablation:
           ConfigError: an unknown arm, condition or profile.
         """
         merged: dict[str, Any] = dict(self.base)
+        profile, _ = repetition(profile)
         if profile in self.profiles and "data.source" not in self.conditions.get(condition, Condition()).overrides:
             merged.update(self.profiles[profile].corpus)
         for kind, table, name in (
@@ -250,13 +265,24 @@ class Ablation:
             ("arm", self.arms, arm),
         ):
             if name and name not in table:
-                allowed = ", ".join(table) or "(none)"
-                raise ConfigError(f"Unknown {kind} {name!r}; it is one of: {allowed}.{did_you_mean(name, table)}")
+                raise _unknown(kind, name, table)
             if name:
                 merged.update(table[name].overrides)
             if kind == "condition" and profile:
                 merged.update(self.profiles[profile].insists)
         return merged
+
+
+def repetition(profile: str) -> tuple[str, int]:
+    """A profile's name and its first test seed: `quick@100` is `quick` on the seeds 100, 101, ... for testing and
+    1100, 1101, ... for tuning."""
+    name, _, first = profile.partition("@")
+    return (name, int(first)) if first.isdecimal() and int(first) < MAX_SEED else (profile, 0)
+
+
+def _unknown(kind: str, name: str, table: Iterable[str]) -> ConfigError:
+    allowed = ", ".join(table) or "(none)"
+    return ConfigError(f"Unknown {kind} {name!r}; it is one of: {allowed}.{did_you_mean(name, table)}")
 
 
 def arm_config(ablation: Ablation, arm: str = "") -> Any:

@@ -35,7 +35,7 @@ def collect_noise(name: str, profile: str, runs: Path) -> float | None:
 
 def summarize(results: Results) -> dict[str, Any]:
     """The report data of an ablation at a profile (see `ablations/report/`)."""
-    ablation, settings = results.ablation, results.ablation.profiles[results.profile]
+    ablation, settings = results.ablation, results.ablation.profile(results.profile)
     scales = {cell.condition: _scale(cell) for cell in _baselines(results)}
     setting = Setting(
         profile=results.profile,
@@ -266,7 +266,7 @@ def _noise(results: Results) -> list[dict[str, Any]]:
         rows.append({**about, "sigma": None, "interval": None, "n": 0, "note": "needs at least two baseline twins"})
         best = cell.best_learning_rate(store.scores(records, cell.metric))
         pairs = []
-        for seed in range(cell.settings.test_seeds):
+        for seed in cell.test_seeds:
             both = [records.get(Member(best or 0.0, seed, twin)) for twin in (False, True)]
             values = [r.metrics.get(cell.metric) for r in both if r and r.state == "done"]
             if len(values) == 2 and all(isinstance(v, float) and math.isfinite(v) for v in values):

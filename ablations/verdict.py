@@ -91,7 +91,7 @@ class Decision:
             self.reason,
             f"to settle it: {self.remedy}" if self.remedy and self.verdict == "inconclusive" else "",
         ]
-        return "; ".join(part for part in parts if part) + "."
+        return "; ".join(part for part in parts if part).removesuffix(".") + "."
 
 
 LEVEL_SIDES = {"lower": "below", "higher": "above"}

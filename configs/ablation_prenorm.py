@@ -4,9 +4,10 @@
     python train.py --config=configs/ablation_prenorm.py            # the baseline arm, pre
     python train.py --config=configs/ablation_prenorm.py:post
 
-Depth is a condition: two, six and ten layers. Warm-up is an arm, since what is claimed is that post-norm needs it and
-pre-norm does not. The quick runs are short, 0.1M tokens, because stability is judged on seven seeds at every learning
-rate; whether a deep post-norm model would catch up later is not answered by them.
+Depth is a condition: two, four and six layers, and sixteen in the full profile. Warm-up is an arm, since what is
+claimed is that post-norm needs it and pre-norm does not. The quick runs are half as long as others, 0.2M tokens,
+because stability is judged on seven seeds at every learning rate; whether a deep post-norm model would catch up later
+is not answered by them.
 """
 
 from ablations.profiles import QUICK, standard
@@ -14,6 +15,7 @@ from ablations.schema import Ablation, Arm, Condition, Contrast, arm_config
 
 POST = {"model.norm.placement": "post"}
 NO_WARM_UP = {"optimizer.warmup_steps": 0}
+WARM_UP = ("post", "pre_no_warmup", "post_no_warmup")
 DEEPNORM = {
     **POST,
     "model.residual.attention.skip_gain": "deepnorm",
@@ -23,10 +25,10 @@ DEEPNORM = {
 CHECK = "tests/claims/test_residual.py::"
 SHORT = {
     "data.sequence_length": 64,
-    "train.steps": 110,
-    "train.eval_every": 22,
-    "train.checkpoint_every": 55,
-    "optimizer.warmup_steps": 11,
+    "train.steps": 220,
+    "train.eval_every": 44,
+    "train.checkpoint_every": 110,
+    "optimizer.warmup_steps": 22,
     "eval.tokens": 16384,
 }
 
@@ -43,8 +45,9 @@ ABLATION = Ablation(
     },
     conditions={
         "two_layers": Condition({"model.num_layers": 2}, arms=("post", "none", "pre_no_final")),
-        "six_layers": Condition({"model.num_layers": 6}, arms=("post", "pre_no_warmup", "post_no_warmup")),
-        "ten_layers": Condition({"model.num_layers": 10}, arms=("post", "deepnorm", "pre_no_warmup", "post_no_warmup")),
+        "four_layers": Condition({"model.num_layers": 4}, arms=("post",)),
+        "six_layers": Condition({"model.num_layers": 6}, arms=WARM_UP),
+        "sixteen_layers": Condition({"model.num_layers": 16}, arms=(*WARM_UP, "deepnorm")),
     },
     contrasts=(
         Contrast("gradient_scale_by_placement", "exact", check=f"{CHECK}TestGradientScaleByPlacement"),
@@ -72,7 +75,7 @@ ABLATION = Ablation(
             base="post",
             expect="worse",
             margin=0.05,
-            conditions=("six_layers", "ten_layers"),
+            conditions=("six_layers", "sixteen_layers"),
             prior="mixed",
             note="post needs it",
         ),
@@ -82,7 +85,7 @@ ABLATION = Ablation(
             test="pre_no_warmup",
             base="pre",
             margin=0.05,
-            conditions=("six_layers", "ten_layers"),
+            conditions=("six_layers", "sixteen_layers"),
             prior="mixed",
             note="pre does not",
         ),
@@ -91,7 +94,7 @@ ABLATION = Ablation(
             "catastrophe",
             test="post",
             base="pre",
-            conditions=("ten_layers",),
+            conditions=("six_layers", "sixteen_layers"),
             prior="refuted",
             note="as it is, at its best learning rate",
         ),
@@ -100,7 +103,7 @@ ABLATION = Ablation(
             "catastrophe",
             test="deepnorm",
             base="pre",
-            conditions=("ten_layers",),
+            conditions=("sixteen_layers",),
             prior="refuted",
             note="with the residual and initial weights of DeepNorm",
         ),
@@ -110,7 +113,7 @@ ABLATION = Ablation(
             test="post",
             base="pre",
             expect="better",
-            conditions=("two_layers", "six_layers"),
+            conditions=("two_layers", "four_layers", "six_layers"),
             prior="inconclusive",
         ),
         Contrast(
@@ -125,7 +128,11 @@ ABLATION = Ablation(
         ),
     ),
     profiles=standard(
-        quick={"overrides": {**QUICK, **SHORT}, "tuning_seeds": 7},
+        quick={
+            "overrides": {**QUICK, **SHORT},
+            "tuning_seeds": 7,
+            "conditions": ("two_layers", "four_layers", "six_layers"),
+        },
         smoke={"conditions": ("two_layers",)},
         demo={"conditions": ("two_layers",), "arms": ("pre", "post", "none")},
     ),

@@ -141,6 +141,24 @@ def test_tuning_and_test_seeds_are_disjoint(cell):
     assert seeds[True] == {1000} and seeds[False] == {*range(4), *range(2000, 2004)}
 
 
+def test_a_repetition_is_the_same_arms_on_other_seeds():
+    """`tiny@100` shares configs, hashes and records with `tiny`, and no member."""
+    made = ablation(rates=RATES, seeds=4)
+    (first, _), (again, _) = (cells("tiny", made, profile) for profile in ("tiny", "tiny@100"))
+    assert first.hash == again.hash and first.config == again.config
+    scores = play(first, lambda member: member.learning_rate)
+    assert not set(again.members(scores)) & set(scores) and again.best_learning_rate(scores) is None
+    repeated = set(play(again, lambda member: 1.0))
+    assert {m.seed for m in repeated if not m.is_tuning} == {100, 101, 102, 103}
+    assert {m.seed for m in repeated if m.is_tuning} == {1100} and len({m.learning_rate for m in repeated}) == 3
+
+
+@pytest.mark.parametrize("profile", ["tiny@", "tiny@x", "tiny@-1", "tiny@1000", "other@100"])
+def test_a_repetition_of_nothing_or_on_tuning_seeds_is_refused(profile):
+    with pytest.raises(ConfigError, match=r"Unknown profile .*; it is one of: tiny"):
+        cells("tiny", ablation(), profile)
+
+
 def test_a_twin_has_the_same_data_and_other_initial_weights(cell):
     member, twin = (Member(1e-3, 3, twin).config(cell.config) for twin in (False, True))
     assert data_seed(member) == data_seed(twin) == 3

@@ -94,7 +94,7 @@ def test_list_runs_what_decides_and_tells_what_came_out(tmp_path, capsys, monkey
     assert rows.count(["zero3_share", "supported"]) == rows.count(["allreduce_volume", "refuted"]) == 2
     assert main(["explain", "allreduce_volume", f"--runs={tmp_path}"]) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert "refuted: allreduce_volume" in said and "the corrected value is 699.3" in said
+    assert "refuted: allreduce_volume" in said and "699.3" in said
 
 
 def test_status_counts_members(lab, tmp_path, capsys):

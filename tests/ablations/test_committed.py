@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
 from ablations import committed, jobs, store
 from ablations.__main__ import main
-from ablations.cells import Member
+from ablations.cells import Member, cells
 from tests.ablations.lab import WORSE, ablation, arm, fill, put, write_config
 from transformer.errors import UserError
 
@@ -89,10 +90,31 @@ def test_the_command_writes_the_same_bytes_each_time(trained, configs, capsys):
     assert files(trained / "results") == first
     assert (trained / "pages" / "tiny-tiny" / "report.html").is_file()
     table = first[next(path for path in first if path.name == "README.md" and len(path.parts) == 1)].decode()
-    assert "other − base: +0.1" in table and "**supported**" in table and "nats per token, n = 8" in table
+    assert "other − base: +0.1" in table and "nats per token, supported" in table
+    assert "**supported**" in table and ", 8 seeds |" in table
     assert "(tiny/tiny/report.md)" in table
     assert main(["report", "missing", f"--configs={configs}", f"--out={trained / 'pages'}"]) == 2
     assert "No answer of 'missing' is committed" in capsys.readouterr().err
+
+
+def test_a_repetition_stands_beside_the_first_estimates(trained, configs):
+    """And changes neither the table of answers nor its picture."""
+    kept(trained)
+    command = ["report", f"--configs={configs}", f"--out={trained / 'pages'}"]
+    assert main(command) == 0
+    alone = files(trained / "results")
+    for name, offset in (("base", 0.0), ("other", 0.2)):
+        cell = next(cell for cell in cells("tiny", MADE, "tiny@100") if cell.arm == name)
+        fill(trained / "runs", cell, lambda m, o=offset: loss(m, o), contrasts=jobs.registered("tiny", MADE))
+    committed.keep("tiny", "tiny@100", trained / "runs", trained / "results")
+    assert main(command) == 0
+    both = files(trained / "results")
+    assert both[Path(committed.PICTURE)] == alone[Path(committed.PICTURE)]
+    table, repeated = both[Path("README.md")].decode().split("\n## Repeated on other seeds\n")
+    assert table == alone[Path("README.md")].decode()
+    row = next(line for line in repeated.splitlines() if "tiny: other − base" in line).split("|")
+    assert "+0.1 [" in row[2] and "+0.2 [" in row[3] and "supported, 8 seeds" in row[3]
+    assert "[tiny](tiny/tiny/report.md) and [tiny@100](tiny/tiny@100/report.md)" in row[4]
 
 
 def test_what_is_committed_here_is_what_the_command_writes(tmp_path, monkeypatch):
