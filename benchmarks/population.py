@@ -89,7 +89,10 @@ def measure(sizes: list[int], rounds: int) -> dict[str, Any]:
     import jax
 
     from transformer.analysis.accounting import train_flops_per_token
+    from transformer.platform import prepare
     from transformer.training.run import load_dataset, make_program
+
+    prepare()
 
     on_cpu = jax.default_backend() == "cpu"
     steps = 4 if on_cpu else 32

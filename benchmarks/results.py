@@ -26,6 +26,7 @@ ON_CPU: dict[str, list[str]] = {
     "attention_memory": [],
     "norm": [],
     "population": [],
+    "step_parts": [],
 }
 HEAD = """# Results
 

@@ -1,4 +1,4 @@
-"""The two sides of the training-step benchmark, each living in a process of its own."""
+"""The two sides of the benchmarks of a training step, each living in a process of its own."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import multiprocessing
 import os
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -163,6 +163,7 @@ class Torch:
         from transformer.schema import Data
 
         torch.set_num_threads(cores())
+        self.size = size
         self.tokens, self.window = learnable_tokens(), np.arange(size.sequence_length + 1)
         data = Data(sequence_length=size.sequence_length)
         self.plan = make_plan(data, len(self.tokens), size.batch_size, seed=0)
@@ -206,7 +207,7 @@ class Torch:
 # --- Processes -------------------------------------------------------------------------------------------
 
 
-def _serve(connection: Connection, name: str, size: Size) -> None:
+def _serve(connection: Connection, name: str, make: Callable[[], Any]) -> None:
     """Runs in the child: makes the side, then answers (method, arguments) with (answer, error) until None."""
     os.environ["JAX_PLATFORMS"] = "cpu"
     # Compile times are those of a first run.
@@ -217,7 +218,7 @@ def _serve(connection: Connection, name: str, size: Size) -> None:
             from transformer.platform import prepare
 
             prepare()
-        side: Any = Ours(size) if name == OURS else Torch(size, compiled=name == TORCH_COMPILE)
+        side = make()
         for method, arguments in iter(connection.recv, None):
             connection.send((timed(getattr(side, method), *arguments), None))
     except Exception as error:
@@ -227,11 +228,11 @@ def _serve(connection: Connection, name: str, size: Size) -> None:
 class Side:
     """The driver's end of one side."""
 
-    def __init__(self, name: str, size: Size):
+    def __init__(self, name: str, make: Callable[[], Any]):
         self.name = name
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, name, size), daemon=True)
+        self.process = context.Process(target=_serve, args=(theirs, name, make), daemon=True)
         self.process.start()
         theirs.close()
 
@@ -260,11 +261,11 @@ class Side:
 
 
 @contextlib.contextmanager
-def processes(names: list[str], size: Size) -> Iterator[dict[str, Side]]:
-    """Starts the named sides and ends them afterwards."""
+def processes(makers: Mapping[str, Callable[[], Any]]) -> Iterator[dict[str, Side]]:
+    """Makes each side in a process of its own, and ends them afterwards."""
     with contextlib.ExitStack() as stack:
         sides = {}
-        for name in names:
-            sides[name] = Side(name, size)
+        for name, make in makers.items():
+            sides[name] = Side(name, make)
             stack.callback(sides[name].close)
         yield sides

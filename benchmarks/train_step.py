@@ -32,6 +32,7 @@ others     share of the machine that other processes took during a turn; median 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.util
 import os
 import random
@@ -44,7 +45,7 @@ import numpy as np
 
 from benchmarks import reporting
 from benchmarks.reporting import BenchmarkError, Table
-from benchmarks.sides import OURS, TORCH, TORCH_COMPILE, Side, Size, Turn, processes
+from benchmarks.sides import OURS, TORCH, TORCH_COMPILE, Ours, Side, Size, Torch, Turn, processes
 
 QUESTION = "How fast is a training step beside PyTorch's?"
 CHECK_STEPS = 9  # steps of the check that all sides do the same, and learn
@@ -102,7 +103,12 @@ def measure(size: Size, names: list[str], rounds: int, max_others: float, seed: 
     order = random.Random(seed)
     turns: dict[str, list[Turn]] = {name: [] for name in names}
     others: dict[str, list[float]] = {name: [] for name in names}
-    with processes(names, size) as sides:
+    makers = {
+        OURS: functools.partial(Ours, size),
+        TORCH: functools.partial(Torch, size, compiled=False),
+        TORCH_COMPILE: functools.partial(Torch, size, compiled=True),
+    }
+    with processes({name: makers[name] for name in names}) as sides:
         found = check_and_warm(sides)
         _, (_, flops_per_token) = sides[OURS].ask("facts")
         for _ in range(rounds):
