@@ -22,9 +22,10 @@ SCRIPT = """
 import json, sys
 from pathlib import Path
 import jax, numpy as np
-from tests.training.test_sharding import CONFIG
-from transformer.config import resolve
+from tests.training.test_sharding import ALONE, CONFIG, MEMBERS
+from transformer.config import replace, resolve
 from tests.tiny import nested
+from transformer.training.population import Population, train_population
 from transformer.training.run import load, make_program, load_dataset, train
 from transformer.training.run_directory import read_rows
 from transformer.training.step import flat_state
@@ -43,6 +44,17 @@ for name, mesh in json.loads(sys.argv[2]).items():
         last = flat_state(load(outcome.path, program=made).state)
         np.savez(root / name / "last.npz", **{k: np.asarray(v) for k, v in last.items()})
         found[name] |= {"state": outcome.state, "losses": [row["loss"] for row in read_rows(outcome.path)]}
+
+base = resolve(nested({**CONFIG, "data.path": sys.argv[3]}))
+members = [replace(base, {"optimizer.learning_rate": rate, "seed": seed}) for rate, seed in MEMBERS]
+made = Population(make_program(base, load_dataset(base)), len(members))
+kernel = flat_state(made.init([seed for _, seed in MEMBERS]))["params.blocks.0.ffn.branch.up.kernel"]
+found["members"] = {s.device.id: s.data.shape[0] for s in kernel.addressable_shards}
+folders = [root / "members" / str(i) for i in range(len(members))]
+train_population(members, folders, root / "members" / "shared")
+found["together"] = [[row["loss"] for row in read_rows(folder)] for folder in folders]
+alone = {i: train(members[i], root / "alone" / str(i), quiet=True).path for i in ALONE}
+found["alone"] = {i: [row["loss"] for row in read_rows(path)] for i, path in alone.items()}
 print(json.dumps(found))
 """
 CONFIG = {
@@ -65,6 +77,10 @@ MESHES = {
     "fsdp": {"devices.fsdp": 8},
     "both": {"devices.data": 2, "devices.fsdp": 4},
 }
+
+# Eleven members on eight devices: two each, and copies of the last one where there are no more.
+MEMBERS = [(rate, seed) for seed in range(4) for rate in (1e-3, 3e-3, 1e-2)][:11]
+ALONE = (0, 10)
 
 TRAINED = ("one", "fsdp", "both")
 
@@ -102,6 +118,22 @@ def test_fsdp_splits_the_state_and_data_parallelism_copies_it(found):
         assert np.prod(results[mesh]["shape"]) == share * np.prod(results[mesh]["shard"])
         expected = results["one"]["bytes"] / share
         assert expected <= results[mesh]["bytes"] < 1.1 * expected  # gains of 16 split as well, scalars do not
+
+
+def test_members_are_spread_over_the_devices(found):
+    results, _ = found
+    assert results["members"] == {str(device): 2 for device in range(8)}
+
+
+@pytest.mark.parametrize("member", ALONE)
+def test_a_member_on_one_of_eight_devices_is_the_run_it_would_be_alone(found, member):
+    """To 1e-5 nats; two members of other seeds or rates are further apart."""
+    results, _ = found
+    together = np.array(results["together"])
+    assert len(together) == len(MEMBERS)
+    np.testing.assert_allclose(together[member], results["alone"][str(member)], atol=1e-5)
+    others = np.delete(together, member, axis=0)
+    assert np.abs(others - together[member]).max(axis=1).min() > 1e-4
 
 
 def test_meshes_that_cannot_be_are_one_sentence():
