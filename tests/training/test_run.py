@@ -18,6 +18,7 @@ import pytest
 from tests.tiny import nested
 from transformer import load, resolve
 from transformer.errors import ConfigError, DataError
+from transformer.inference.checks import open_subject
 from transformer.schema import Config
 from transformer.training import console_sink
 from transformer.training import run as run_module
@@ -350,7 +351,8 @@ def test_a_final_evaluation_that_was_measured_is_not_measured_again(configure, s
     check_same_end(workdir, straight.path)
 
 
-def test_a_changed_corpus_is_noticed(configure, corpus, tmp_path, monkeypatch):
+def test_a_changed_corpus_is_noticed(configure, corpus, tmp_path, monkeypatch, capsys):
+    """Training does not go on with it; an evaluation says so."""
     mine = tmp_path / "mine.txt"
     shutil.copy(corpus, mine)
     config = configure(data__path=str(mine))
@@ -360,6 +362,12 @@ def test_a_changed_corpus_is_noticed(configure, corpus, tmp_path, monkeypatch):
         train(config, tmp_path / "run", quiet=True)
     shutil.copy(corpus, mine)
     assert train(config, tmp_path / "run", quiet=True).state == "done"
+    capsys.readouterr()
+    open_subject(load(tmp_path / "run"), "validation")
+    assert capsys.readouterr().err == ""
+    mine.write_bytes(corpus.read_bytes()[:-1] + b"a")
+    open_subject(load(tmp_path / "run"), "validation")
+    assert "not the corpus the run was trained on: its fingerprint was" in capsys.readouterr().err
 
 
 def test_a_slip_in_the_data_claims_no_directory(configure, tmp_path):

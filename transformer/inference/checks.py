@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import sys
 import time
 from typing import Any
 
@@ -45,6 +46,12 @@ def open_subject(run: LoadedRun, split: str) -> Subject:
         raise DataError(f"--split={split!r} does not exist; {dataset.name} has: {', '.join(dataset.splits)}.")
     if dataset.vocabulary.to_dict() != run.vocabulary.to_dict():
         raise DataError("The corpus changed: its vocabulary is not the one this run was trained with.")
+    if dataset.fingerprint != run.fingerprint:
+        print(
+            f"note: this is not the corpus the run was trained on: its fingerprint was {run.fingerprint} and is now "
+            f"{dataset.fingerprint}; numbers measured on the two do not compare.",
+            file=sys.stderr,
+        )
     return Subject(run, dataset, split)
 
 

@@ -286,6 +286,7 @@ class LoadedRun:
       program: the compiled evaluation, for `evaluate`.
       state: parameters, mutable state and optimizer state.
       step: completed steps.
+      fingerprint: of the corpus it was trained on.
     """
 
     model: Any
@@ -294,6 +295,7 @@ class LoadedRun:
     program: Program
     state: TrainState
     step: int
+    fingerprint: str = ""
 
 
 def load(workdir: str | Path, which: str = "last", program: Program | None = None) -> LoadedRun:
@@ -318,4 +320,5 @@ def load(workdir: str | Path, which: str = "last", program: Program | None = Non
     if restored is None:
         raise CheckpointError(f"{path} holds no checkpoint yet: let train.py reach its first one.")
     state = unflat_state(program.abstract_state, restored.state)
-    return LoadedRun(program.model(state), config, vocabulary, program, state, restored.step)
+    fingerprint = restored.metadata.get("fingerprint", "")
+    return LoadedRun(program.model(state), config, vocabulary, program, state, restored.step, fingerprint)
