@@ -6,9 +6,10 @@
 The width stays: h heads are 64 / h wide, so parameters and products are the same in every arm. RoPE gives narrow heads
 fewer frequencies (heads 2 wide have one), which is tested along with their number; learned positions would not, but at
 quick scale a model with them does not get below the bigram bound, and no answer could be given. Where a language model
-is too small to tell, `pointers` asks for what one softmax cannot do: name two items at once. With positions that act on
-scores alone the two items' values come mixed and their order is lost; with a position added to each value a single head
-can keep them apart, and so can a second layer.
+is too small to tell, `pointers` asks for what one softmax is said not to do: name two items at once. With positions
+that act on scores alone the two items' values come mixed; with a position added to each value a single head can keep
+them apart, and so can a second layer. Of four items with four values a head can also tell the mixture, by weighing one
+more than the other, which `pointers_many` makes harder: it was added after that had been seen.
 """
 
 from ablations.profiles import standard
@@ -24,6 +25,7 @@ POINTERS = {
     "train.steps": 500,
     "train.eval_every": 100,
 }
+MANY = {**POINTERS, "data.task_items": 8, "data.task_values": 32, "train.steps": 800}
 LEARNED = {**POINTERS, "model.position.kind": "learned"}
 POINTED = {"arms": ("one", "two"), "primary_metric": "accuracy", "positive_control": "chance"}
 TWO_OVER_ONE = {
@@ -49,6 +51,7 @@ ABLATION = Ablation(
         "text": Condition(note="a language model", arms=("one", "eight", "thirty_two")),
         "pointers": Condition(POINTERS, note="two items at once, one layer, positions in the scores only", **POINTED),
         "pointers_learned": Condition(LEARNED, note="the same, a learned position in each value", **POINTED),
+        "pointers_many": Condition(MANY, note="the same with eight items and thirty-two values", **POINTED),
         "pointers_two_layers": Condition(
             {**POINTERS, "model.num_layers": 2},
             note="the same with two layers, positions in the scores only",
@@ -100,6 +103,13 @@ ABLATION = Ablation(
             **TWO_OVER_ONE,
             conditions=("pointers", "pointers_learned", "pointers_two_layers"),
             prior="mixed",
+        ),
+        Contrast(
+            "multihead_two_pointer",
+            **TWO_OVER_ONE,
+            conditions=("pointers_many",),
+            prior="mixed",
+            note="with many values to tell apart",
         ),
     ),
     profiles=standard(smoke={"conditions": ("text", "pointers")}, demo={"conditions": ("pointers",)}),
