@@ -178,8 +178,13 @@ def _registration(results: Results, contrast: Contrast) -> str:
     """Whether the contrast stood as it is now in every record it reads."""
     prefix = f"{results.name}:{contrast.claim}:"
     wanted = prefix + contrast.hash
-    arms = named_arms(contrast)
-    seen = [r.contrasts for cell, records in results.arms if cell.arm in arms for r in records.values()]
+    arms, conditions = named_arms(contrast), contrast.conditions or tuple(results.ablation.conditions)
+    seen = [
+        record.contrasts
+        for cell, records in results.arms
+        if cell.arm in arms and cell.condition in conditions
+        for record in records.values()
+    ]
     if all(wanted in known for known in seen):
         return "before its data"
     if any(any(entry.startswith(prefix) for entry in known) for known in seen):

@@ -152,6 +152,24 @@ def test_one_record_of_before_the_edit_is_enough(lab, configs):
     assert decide(runs)["registered"] == "edited after its data"
 
 
+def test_a_condition_added_later_has_a_contrast_of_its_own(tmp_path, configs):
+    """What was seen under one condition does not make a question about another one late."""
+    first = dataclasses.replace(MADE, contrasts=(dataclasses.replace(WORSE, conditions=("default",)),))
+    later = dataclasses.replace(
+        first,
+        conditions={"default": Condition(), "deep": Condition({"model.num_layers": 2})},
+        contrasts=(*first.contrasts, dataclasses.replace(WORSE, conditions=("deep",))),
+    )
+    for made, condition in ((first, "default"), (later, "deep")):
+        write_config(configs, made)
+        for name in ("base", "other"):
+            fill(tmp_path, arm(made, name, condition), loss, contrasts=jobs.registered("tiny", made))
+    assert [decision["registered"] for decision in judged(tmp_path)["decisions"]] == ["before its data"] * 2
+    wider = dataclasses.replace(later, contrasts=(WORSE,))  # one question about both is another one than was asked
+    write_config(configs, wider)
+    assert judged(tmp_path)["decisions"][0]["registered"] == "edited after its data"
+
+
 # --- Arms, progress, noise, controls -----------------------------------------------------------------------------
 
 
