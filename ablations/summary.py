@@ -356,14 +356,15 @@ def _checks(results: Results) -> list[dict[str, Any]]:
 def _provenance(results: Results) -> dict[str, Any]:
     records = [r for _, found in results.arms for r in found.values()]
     env: Mapping[str, Any] = next((r.environment for r in records if r.environment), {})
-    git = env.get("git") or {}
+    commits = [r.environment.get("git") or {} for r in records if r.environment]
+    known = (f"{str(git['sha'])[:12]}{' (modified)' if git.get('dirty') else ''}" for git in commits if git.get("sha"))
     wanted = ("jax", "flax", "optax", "numpy")
     return {
         "command": f"python -m ablations run {results.name} --profile={results.profile}",
-        "git": f"{str(git.get('sha', ''))[:12]}{' (modified)' if git.get('dirty') else ''}",
+        "git": ", ".join(dict.fromkeys(known)),
         "python": env.get("python"),
         "packages": {k: v for k, v in (env.get("packages") or {}).items() if k in wanted},
-        "device": f"{env.get('platform', '')} {env.get('device', '')}".strip(),
+        "device": " ".join(filter(None, dict.fromkeys((env.get("platform"), env.get("device"))))),
         "fingerprint": ", ".join(sorted({r.fingerprint for r in records if r.fingerprint})),
         "data": ", ".join(dict.fromkeys(cell.config.data.source for cell in _baselines(results))),
         "member_seconds": sum(r.seconds for r in records),

@@ -56,7 +56,7 @@ ABLATION = Ablation(
         ),
         "role_encoder": Condition(
             {**ROLE, **ENCODER},
-            note="an encoder that says who acts in `dog bites man`",
+            note='an encoder that says who acts in "dog bites man"',
             primary_metric="accuracy",
             positive_control="chance",
         ),

@@ -168,6 +168,7 @@ def _comparison(report: Row, decision: Row, scales: dict[tuple[str, str], forest
         "estimate": middle,
         "interval": interval,
         "unit": decision["unit"] if signed or decision["estimate_name"] == "mean" else "",
+        "margin": _margin(decision),
         "picture": Markup(picture),
         "inferred": decision["p"] is not None,
         "n": "–" if by_check else decision["n"],
@@ -180,6 +181,18 @@ def _comparison(report: Row, decision: Row, scales: dict[tuple[str, str], forest
         "remedy": decision["remedy"] if decision["verdict"] == "inconclusive" else "",
         "notes": notes,
     }
+
+
+def _margin(decision: Row) -> str:
+    """What the estimate is held against, in words that need no unit."""
+    if decision["type"] in ("superiority", "equivalence"):
+        return f"{decision['margin']:g} matters"
+    if decision["type"] == "level":
+        return f"{decision['margin']:g} is stated"
+    if decision["type"] == "catastrophe":
+        lost, kept = forest.PARTLY_LOST
+        return f"{lost:g} is lost, {kept:g} kept"
+    return ""
 
 
 def _subject(decision: Row) -> str:
