@@ -12,7 +12,7 @@ them apart, and so can a second layer. Of four items with four values a head can
 more than the other, which `pointers_many` makes harder: it was added after that had been seen.
 """
 
-from ablations.profiles import standard
+from ablations.profiles import DEMO, SMOKE, standard
 from ablations.schema import Ablation, Arm, Condition, Contrast, arm_config
 
 POINTERS = {
@@ -26,6 +26,7 @@ POINTERS = {
     "train.eval_every": 100,
 }
 MANY = {**POINTERS, "data.task_items": 8, "data.task_values": 32, "train.steps": 800}
+WIDE = {"model.d_model": 64}  # RoPE turns pairs, of which 32 heads have one each at this width
 LEARNED = {**POINTERS, "model.position.kind": "learned"}
 POINTED = {"arms": ("one", "two"), "primary_metric": "accuracy", "positive_control": "chance"}
 TWO_OVER_ONE = {
@@ -112,7 +113,10 @@ ABLATION = Ablation(
             note="with many values to tell apart",
         ),
     ),
-    profiles=standard(smoke={"conditions": ("text", "pointers")}, demo={"conditions": ("pointers",)}),
+    profiles=standard(
+        smoke={"conditions": ("text", "pointers"), "overrides": {**SMOKE, **WIDE}},
+        demo={"conditions": ("pointers",), "overrides": {**DEMO, **WIDE}},
+    ),
     matched=("tokens", "parameters", "flops", "depth"),
 )
 
