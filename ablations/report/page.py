@@ -107,6 +107,7 @@ def context(report: Row, figures: Sequence[Figure]) -> dict[str, Any]:
         "literature": _literature(report),
         "provenance": _provenance(report),
         "better_side": _better_side(report),
+        "explained": words.explained(report),
     }
 
 

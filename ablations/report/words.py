@@ -10,7 +10,7 @@ from ablations.report.numbers import listed, plural
 from ablations.schema import BY_CHECK
 
 VERDICTS = ("supported", "refuted", "mixed", "inconclusive")
-NAMED_ARMS = 4  # more arms than this are named without their notes
+NAMED_ARMS = 8  # more arms than this are named without their notes
 SIZE_MATTERS = 0.01  # relative difference in parameters or compute worth a sentence
 
 
@@ -163,6 +163,20 @@ def _span(values: Sequence[float]) -> str:
     """From the smallest to the largest, or the one number they share."""
     low, high = (numbers.significant(end, 2) for end in (min(values), max(values)))
     return low if low == high else f"{low} to {high}"
+
+
+ESTIMATES = {
+    "recovered fraction": "A recovered fraction is 1 for the baseline, and 0 for what knows nothing but how often each "
+    "token occurs (the unigram entropy) or, in a task, guesses.",
+    "sensitivity ratio": "A sensitivity is how much worse than at its best learning rate an arm ends, on average over "
+    "the grid; the ratio is above 1 where the first arm is the more sensitive one.",
+}
+
+
+def explained(report: Row) -> str:
+    """What the less usual estimates of a report mean."""
+    shown = {decision["estimate_name"] for decision in report["decisions"] if decision["estimate"] is not None}
+    return " ".join(text for name, text in ESTIMATES.items() if name in shown)
 
 
 def noise_sentences(report: Row) -> list[str]:
