@@ -53,6 +53,7 @@ LOSS_TOLERANCE = 1e-3  # nats; the sides differ only in the order in which float
 
 SIZES = {
     "tiny": Size(2, 32, 2, 16, 4, timed_steps=4),  # checks the wiring; its speed means nothing
+    "quick": Size(4, 64, 4, 128, 16, timed_steps=16),  # the quick profile's
     "small": Size(4, 128, 4, 64, 12, timed_steps=16),
     "medium": Size(4, 128, 4, 128, 32, timed_steps=4),
     "large": Size(6, 384, 6, 256, 8, timed_steps=2),

@@ -84,4 +84,4 @@ def test_command_measures_a_tiny_shape(tmp_path, capsys):
     assert all(min(row) > 0 for sides in stored["numbers"]["tiny"].values() for row in sides.values())
     with pytest.raises(SystemExit):
         step_parts.main(["--sizes=huge"])
-    assert "--sizes=huge is not one of: tiny, small" in capsys.readouterr().err
+    assert "--sizes=huge is not one of: tiny, quick, small" in capsys.readouterr().err

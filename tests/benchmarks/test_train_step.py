@@ -110,4 +110,4 @@ def test_command_measures_a_tiny_shape(tmp_path):
 def test_command_refuses_an_unknown_size(capsys):
     with pytest.raises(SystemExit):
         train_step.main(["--sizes=huge"])
-    assert "--sizes=huge is not one of: tiny, small" in capsys.readouterr().err
+    assert "--sizes=huge is not one of: tiny, quick, small" in capsys.readouterr().err
