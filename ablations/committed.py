@@ -175,7 +175,10 @@ def _repetitions(reports: Sequence[Mapping[str, Any]]) -> str:
         links = [f"[{p}]({name}/{p}/report.md)" for p in (first["profile"], profile)]
         for one, other in zip(first["decisions"], again["decisions"], strict=True):
             if one["contrast_hash"] == other["contrast_hash"] and None not in (one["estimate"], other["estimate"]):
-                estimates = [f"{_estimate(d)}<br>{d['label']}, {d['n']} seeds" for d in (one, other)]
+                estimates = [
+                    BREAK.join([_estimate(d), f"{d['label']}, {d['n']} seeds", _rates(report, d)])
+                    for report, d in ((first, one), (again, other))
+                ]
                 rows.append((f"{name}: {_said_of(one)}", *estimates, " and ".join(links)))
     if not rows:
         return ""
@@ -184,6 +187,13 @@ def _repetitions(reports: Sequence[Mapping[str, Any]]) -> str:
         "weights and another order of the data, for tuning as for testing.\n\n"
         + _lines(("Comparison", "First seeds", "Other seeds", "Pages"), rows)
     )
+
+
+def _rates(report: Mapping[str, Any], decision: Mapping[str, Any]) -> str:
+    """The learning rate that each arm of a comparison was judged at."""
+    chosen = {arm["arm"]: arm["learning_rate"] for arm in report["arms"] if arm["condition"] == decision["condition"]}
+    names = decision["arms"] or list(filter(None, (decision["test"], decision["base"])))
+    return "learning rates " + ", ".join(f"{name} {chosen[name]:g}" for name in names)
 
 
 def _picture(prefix: str) -> str:

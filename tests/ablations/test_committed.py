@@ -113,7 +113,8 @@ def test_a_repetition_stands_beside_the_first_estimates(trained, configs):
     table, repeated = both[Path("README.md")].decode().split("\n## Repeated on other seeds\n")
     assert table == alone[Path("README.md")].decode()
     row = next(line for line in repeated.splitlines() if "tiny: other − base" in line).split("|")
-    assert "+0.1 [" in row[2] and "+0.2 [" in row[3] and "supported, 8 seeds" in row[3]
+    assert "+0.1 [" in row[2] and "+0.2 [" in row[3]
+    assert "supported, 8 seeds<br>learning rates other 0.01, base 0.01" in row[3]
     assert "[tiny](tiny/tiny/report.md) and [tiny@100](tiny/tiny@100/report.md)" in row[4]
 
 
