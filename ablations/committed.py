@@ -197,7 +197,12 @@ def _rates(report: Mapping[str, Any], decision: Mapping[str, Any]) -> str:
 
 
 def _picture(prefix: str) -> str:
-    return f"![Every comparison so far, in units of what matters]({prefix}{PICTURE})\n\n"
+    return (
+        f"![Every comparison so far, in units of what matters]({prefix}{PICTURE})\n\n"
+        "*Above: differences in units of the smallest that matters, with 95% intervals; inside the grey band they are "
+        "too small to matter. Below: what is left of what the baseline learned; right of the band the part is "
+        "dispensable, left of it essential.*\n\n"
+    )
 
 
 def _table(answered: Sequence[Answer], prefix: str) -> str:

@@ -46,7 +46,9 @@ ABLATION = Ablation(
         "one": Arm({"model.attention.num_heads": 1}, note="one head, 64 wide"),
         "two": Arm({"model.attention.num_heads": 2}, note="two heads, 32 wide"),
         "eight": Arm({"model.attention.num_heads": 8}, note="eight heads, 8 wide"),
-        "thirty_two": Arm({"model.attention.num_heads": 32}, note="thirty-two heads, 2 wide"),
+        "thirty_two": Arm(
+            {"model.attention.num_heads": 32}, note="thirty-two heads, 2 wide, with a single RoPE frequency each"
+        ),
     },
     conditions={
         "text": Condition(note="a language model", arms=("one", "eight", "thirty_two")),

@@ -10,7 +10,7 @@ from ablations.report.palette import ink
 from ablations.report.svg import Figure, Panel, render
 
 VERDICTS = {"supported": "arm2", "refuted": "arm1", "mixed": "arm3", "inconclusive": "muted"}
-ROW, WIDTH = 19, 330
+ROW, WIDTH = 19, 420
 TITLES = {
     "difference": "difference / smallest that matters (logarithmic beyond 1)",
     "recovered fraction": "share of what the baseline learned that is left",
@@ -20,11 +20,10 @@ Row = Mapping[str, Any]
 
 def overview(reports: Sequence[Row]) -> Figure | None:
     """Every comparison of two arms with its 95% interval, coloured by its verdict; None while there is none."""
-    panels = tuple(
-        panel for name, title in TITLES.items() if (panel := _panel(name, title, _rows(reports, name))) is not None
-    )
-    if not panels:
+    shown = [(name, title, rows) for name, title in TITLES.items() if (rows := _rows(reports, name))]
+    if not shown:
         return None
+    panels = tuple(_panel(*arguments, with_legend=i == 0) for i, arguments in enumerate(shown))
     return Figure(
         "answers",
         "What was compared so far",
@@ -32,6 +31,7 @@ def overview(reports: Sequence[Row]) -> Figure | None:
         "left of it means that the part is essential, right of it that it is dispensable. Green: the claim is "
         "supported; orange: refuted; purple: mixed; grey: undecided.",
         panels,
+        columns=1,
     )
 
 
@@ -55,20 +55,18 @@ def _rows(reports: Sequence[Row], name: str) -> list[dict[str, Any]]:
                     "low": low / scale,
                     "high": high / scale,
                     "verdict": decision["verdict"],
-                    "color": ink(VERDICTS[decision["verdict"]]),
                     "said": f"{significant(decision['estimate'], 2)} {decision['unit'] or name}",
                 }
             )
+    found = [row for i, row in enumerate(found) if row not in found[:i]]  # two claims about one comparison
     seen: dict[str, int] = {}
-    for row in found:  # two contrasts of the same arms are two rows
+    for row in found:  # two contrasts of the same arms that came out otherwise are two rows
         seen[row["what"]] = seen.get(row["what"], 0) + 1
         row["what"] += f" ({seen[row['what']]})" if seen[row["what"]] > 1 else ""
     return found
 
 
-def _panel(name: str, title: str, rows: list[dict[str, Any]]) -> Panel | None:
-    if not rows:
-        return None
+def _panel(name: str, title: str, rows: list[dict[str, Any]], with_legend: bool) -> Panel:
     band = (-1.0, 1.0) if name == "difference" else (0.25, 0.75)
     scale: dict[str, Any] = {"type": "symlog", "constant": 1} if name == "difference" else {"domain": [-0.1, 1.2]}
     axis: dict[str, Any] = {
@@ -87,7 +85,14 @@ def _panel(name: str, title: str, rows: list[dict[str, Any]]) -> Panel | None:
         "sort": order,
         "axis": {"title": None, "labelLimit": 420, "labelColor": ink("ink"), "domain": False, "ticks": False},
     }
-    color = {"field": "color", "type": "nominal", "scale": None}
+    color = {
+        "field": "verdict",
+        "type": "nominal",
+        "scale": {"domain": list(VERDICTS), "range": [ink(color) for color in VERDICTS.values()]},
+        "legend": {"title": None, "orient": "top", "symbolType": "circle", "labelColor": ink("ink")}
+        if with_legend
+        else None,
+    }
     spec = {
         "data": {"values": rows},
         "width": WIDTH,

@@ -97,16 +97,18 @@ class Figure:
       name: stem of its file.
       title, caption: the caption says what the marks are.
       panels: in reading order.
+      columns: panels beside each other, at most.
     """
 
     name: str
     title: str
     caption: str
     panels: tuple[Panel, ...]
+    columns: int = COLUMNS
 
     def file(self) -> str:
-        """The figure as one file of its own: panels in rows of three, colours for light and dark."""
-        columns = min(COLUMNS, len(self.panels))
+        """The figure as one file of its own: panels in rows, colours for light and dark."""
+        columns = min(self.columns, len(self.panels))
         rows = [self.panels[i : i + columns] for i in range(0, len(self.panels), columns)]
         column_width = max(panel.width for panel in self.panels)
         width = columns * column_width + (columns + 1) * GAP

@@ -179,11 +179,14 @@ def test_a_level_is_drawn_against_the_value_it_has_to_reach():
 def test_one_picture_of_all_answers_has_a_row_for_each_comparison():
     data = complete(report_data(arms=5, seeds=4, points=3))
     fraction = dict(data["decisions"][0], estimate_name="recovered fraction", estimate=0.6, interval95=[0.5, 0.7])
-    data["decisions"] += [dict(data["decisions"][0]), fraction, {**fraction, "estimate": None}]
+    same, other = dict(data["decisions"][0]), {**data["decisions"][0], "estimate": 0.5}
+    data["decisions"] += [same, other, fraction, {**fraction, "estimate": None}]
     figure = overview([data])
     assert figure is not None
     differences, fractions = figure.panels
     assert "prenorm: post − pre 0." in differences.description and "prenorm: post − pre (2)" in differences.description
+    assert "prenorm: post − pre (3)" not in differences.description  # two claims rest on the same comparison
+    assert all(verdict in differences.body for verdict in ("supported", "refuted", "mixed", "inconclusive"))
     assert differences.body.count("nats") == 0 and "supported" in differences.description
     assert fractions.description.count("prenorm: post 0.60") == 1
     assert overview([{**data, "decisions": []}]) is None
