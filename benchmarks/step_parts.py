@@ -20,7 +20,6 @@ keeps us from 1.0. Sides take turns in random order, each in a process of its ow
 from __future__ import annotations
 
 import functools
-import importlib.util
 import random
 import statistics
 import sys
@@ -32,7 +31,7 @@ import numpy as np
 from benchmarks import reporting
 from benchmarks.reporting import BenchmarkError, Table
 from benchmarks.sides import ADAMW, CLIP, OURS, TORCH, VOCAB_SIZE, Ours, Size, Torch, processes, timed
-from benchmarks.train_step import SIZES
+from benchmarks.train_step import SIZES, add_sizes, checked_sizes
 
 QUESTION = "Where does the time of a training step go?"
 STEP = "step"
@@ -282,16 +281,9 @@ def table(name: str, found: dict[str, dict[str, list[float]]]) -> Table:
 def main(arguments: list[str] | None = None) -> int:
     """Measures, prints and stores; returns the exit code."""
     parser = reporting.parser(__doc__ or "")
-    parser.add_argument("--sizes", default="small,medium,large", help=f"comma list of {', '.join(SIZES)}")
-    parser.add_argument("--rounds", type=int, default=15)
+    add_sizes(parser)
     options = parser.parse_args(arguments)
-    sizes = options.sizes.split(",")
-    if unknown := [name for name in sizes if name not in SIZES]:
-        parser.error(f"--sizes={unknown[0]} is not one of: {', '.join(SIZES)}")
-    if options.rounds < 1:
-        parser.error(f"--rounds={options.rounds} must be at least 1")
-    if importlib.util.find_spec("torch") is None:
-        parser.error('torch is not installed: pip install -e ".[bench]"')
+    sizes = checked_sizes(parser, options)
     dice = random.Random(0)
     try:
         found = {name: measure(SIZES[name], options.rounds, dice) for name in sizes}

@@ -31,6 +31,7 @@ others     share of the machine that other processes took during a turn; median 
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import functools
 import importlib.util
@@ -194,15 +195,14 @@ def _with_quartiles(value: dict[str, float], style: str) -> str:
     return "{} [{}, {}]".format(*numbers)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Measures, prints and stores; returns the exit code."""
-    parser = reporting.parser(__doc__)
+def add_sizes(parser: argparse.ArgumentParser) -> None:
+    """Which shapes are measured, and how often."""
     parser.add_argument("--sizes", default="small,medium,large", help=f"comma list of {', '.join(SIZES)}")
     parser.add_argument("--rounds", type=int, default=15, help="turns of each side per size")
-    parser.add_argument("--compile", action="store_true", help="also measure torch.compile")
-    parser.add_argument("--max_others", type=float, default=np.inf, help="leave out rounds above this share")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the order within rounds")
-    options = parser.parse_args(arguments)
+
+
+def checked_sizes(parser: argparse.ArgumentParser, options: argparse.Namespace) -> list[str]:
+    """The shapes asked for; ends with a usage error where there is nothing to measure, or no PyTorch."""
     sizes = options.sizes.split(",")
     if unknown := [name for name in sizes if name not in SIZES]:
         parser.error(f"--sizes={unknown[0]} is not one of: {', '.join(SIZES)}")
@@ -210,6 +210,18 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"--rounds={options.rounds} must be at least 1")
     if importlib.util.find_spec("torch") is None:
         parser.error('torch is not installed: pip install -e ".[bench]"')
+    return sizes
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measures, prints and stores; returns the exit code."""
+    parser = reporting.parser(__doc__)
+    add_sizes(parser)
+    parser.add_argument("--compile", action="store_true", help="also measure torch.compile")
+    parser.add_argument("--max_others", type=float, default=np.inf, help="leave out rounds above this share")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the order within rounds")
+    options = parser.parse_args(arguments)
+    sizes = checked_sizes(parser, options)
     names = [OURS, TORCH, *([TORCH_COMPILE] if options.compile else [])]
     report: dict[str, Any] = {"rounds": options.rounds, "sizes": {}}
     tables = []
