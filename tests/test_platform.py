@@ -20,8 +20,8 @@ if sys.argv[1] == "prepared":
 import jax, jax.numpy as jnp
 
 def f(x):
-    big = jnp.tile(x, (4096, 1))
-    return jnp.sort(big, axis=1)[::512].sum(0)
+    big = jnp.sin(jnp.outer(x, x + 1))
+    return big @ big[:, :8]
 
 f, x, pages = jax.jit(f), jnp.ones(4096), []
 for _ in range(24):

@@ -186,6 +186,8 @@ def _comparison(report: Row, decision: Row, scales: dict[tuple[str, str], forest
 
 def _margin(decision: Row) -> str:
     """What the estimate is held against, in words that need no unit."""
+    if decision["margin"] is None:
+        return ""
     if decision["type"] in ("superiority", "equivalence"):
         return f"{decision['margin']:g} matters"
     if decision["type"] == "level":

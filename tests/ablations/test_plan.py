@@ -111,10 +111,10 @@ TOO_MUCH = {
     "arms": ({"arms": {f"a{i}": Arm({"model.num_layers": 1 + i} if i else {}) for i in range(9)}}, "9 arms", "8"),
     "conditions": (
         {
-            "conditions": {f"c{i}": Condition({"train.steps": 3900 + i}) for i in range(100)},
-            "size": {"model.num_layers": 4},
+            "conditions": {f"c{i}": Condition({"train.steps": 3900 + i}) for i in range(10)},
+            "size": {"model.num_layers": 8},
         },
-        "1,618 million tokens times layers over all runs",
+        "320 million tokens times layers over all runs",
         "268",
     ),
     "rates": ({"profile": {"learning_rates": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)}}, "5 learning rates", "4"),
