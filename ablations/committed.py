@@ -131,7 +131,7 @@ def _measured(decisions: Sequence[Mapping[str, Any]], claim: Mapping[str, Any]) 
 
 def _said_of(decision: Mapping[str, Any]) -> str:
     """What is compared, in which metric and under which condition."""
-    what = ", ".join(decision["arms"]) or " − ".join(filter(None, (decision["test"], decision["base"])))
+    what = (", " if decision["arms"] else " − ").join(_names(decision))
     if decision["metric"] != "loss":
         what += f", {decision['metric'].replace('_', ' ')}"
     return what if decision["condition"] == "default" else f"{what} ({decision['condition']})"
@@ -192,8 +192,12 @@ def _repetitions(reports: Sequence[Mapping[str, Any]]) -> str:
 def _rates(report: Mapping[str, Any], decision: Mapping[str, Any]) -> str:
     """The learning rate that each arm of a comparison was judged at."""
     chosen = {arm["arm"]: arm["learning_rate"] for arm in report["arms"] if arm["condition"] == decision["condition"]}
-    names = decision["arms"] or list(filter(None, (decision["test"], decision["base"])))
-    return "learning rates " + ", ".join(f"{name} {chosen[name]:g}" for name in names)
+    return "learning rates " + ", ".join(f"{name} {chosen[name]:g}" for name in _names(decision))
+
+
+def _names(decision: Mapping[str, Any]) -> list[str]:
+    """The arms of a comparison, the reference last."""
+    return decision["arms"] or list(filter(None, (decision["test"], decision["base"])))
 
 
 def _picture(prefix: str) -> str:

@@ -65,15 +65,47 @@ def shapes(size: Size, fused: bool) -> dict[str, list[tuple[int, tuple[tuple[int
     }
 
 
-class OurParts(Ours):
+class Parts:
+    """What both sides do with their parts. A side makes them, `_program` and `_optimizer`: calls that wait until what
+    they compute is there."""
+
+    def make(self, size: Size, fused: bool) -> None:
+        """Makes all parts, ready to be timed."""
+        self.parts: dict[str, list[tuple[int, Callable[[], Any]]]] = {}
+        for name, programs in shapes(size, fused).items():
+            self.parts[name] = [(times, self._program(name, operands)) for times, operands in programs]
+        self.parts["optimizer"] = [(1, self._optimizer())]
+
+    def part(self, name: str, repeats: int) -> float:
+        """Seconds of a part in one step."""
+        if name == STEP:
+            return timed(self.steps, repeats)[0] / repeats
+        seconds = 0.0
+        for times, run in self.parts[name]:
+            run()
+            seconds += times * min(timed(run)[0] for _ in range(repeats))
+        return seconds
+
+    def steps(self, count: int) -> Any:
+        """Whole steps."""
+        raise NotImplementedError
+
+    def _program(self, name: str, operands: tuple[tuple[int, ...], ...]) -> Callable[[], Any]:
+        raise NotImplementedError
+
+    def _optimizer(self) -> Callable[[], Any]:
+        raise NotImplementedError
+
+
+class OurParts(Parts, Ours):
     """Our step, and its parts with the library's own functions."""
 
     def __init__(self, size: Size):
         super().__init__(size)
-        self.parts: dict[str, list[tuple[int, Callable[[], Any]]]] = {}
-        for name, programs in shapes(size, fused=False).items():
-            self.parts[name] = [(times, self._program(name, operands)) for times, operands in programs]
-        self.parts["optimizer"] = [(1, self._optimizer())]
+        self.make(size, fused=False)
+
+    def steps(self, count: int) -> Any:
+        return self.train(count, count)
 
     def _program(self, name: str, operands: tuple[tuple[int, ...], ...]) -> Callable[[], Any]:
         import jax
@@ -87,7 +119,7 @@ class OurParts(Ours):
             output, backward = jax.vjp(function, *inputs)
             return output, backward(gradient)
 
-        return functools.partial(both, inputs, gradient)
+        return lambda: jax.block_until_ready(both(inputs, gradient))
 
     def _dense(self, x_ND: Any, kernel: Any) -> Any:
         return x_ND @ kernel
@@ -151,35 +183,21 @@ class OurParts(Ours):
         step = jax.jit(lambda p, s: optimizer.update(grads, s, p, jnp.int32(1), hyper)[:2], donate_argnums=(0, 1))
         held = [jax.tree.map(jnp.copy, (self.state.params, self.state.optimizer))]
 
-        def run() -> Any:
-            held[0] = step(*held[0])
-            return held[0]
+        def run() -> None:
+            held[0] = jax.block_until_ready(step(*held[0]))
 
         return run
 
-    def part(self, name: str, repeats: int) -> float:
-        """Seconds of a part in one step."""
-        import jax
 
-        if name == STEP:
-            return timed(self.train, repeats, repeats)[0] / repeats
-        seconds = 0.0
-        for times, run in self.parts[name]:
-            jax.block_until_ready(run())
-            seconds += times * min(timed(lambda run=run: jax.block_until_ready(run()))[0] for _ in range(repeats))
-        return seconds
-
-
-class TorchParts(Torch):
+class TorchParts(Parts, Torch):
     """PyTorch's step and its parts, eagerly."""
 
-    def __init__(self, size: Size, compiled: bool = False):
-        super().__init__(size, compiled)
-        self.heads = size.num_heads
-        self.parts: dict[str, list[tuple[int, Callable[[], Any]]]] = {}
-        for name, programs in shapes(size, fused=True).items():
-            self.parts[name] = [(times, self._program(name, operands)) for times, operands in programs]
-        self.parts["optimizer"] = [(1, self._optimizer())]
+    def __init__(self, size: Size):
+        super().__init__(size, compiled=False)
+        self.make(size, fused=True)
+
+    def steps(self, count: int) -> Any:
+        return self.train(count)
 
     def _program(self, name: str, operands: tuple[tuple[int, ...], ...]) -> Callable[[], Any]:
         import torch
@@ -200,7 +218,7 @@ class TorchParts(Torch):
         from torch.nn import functional as F
 
         B, T, E = x_BTE.shape
-        q, k, v = (part.view(B, T, self.heads, -1).transpose(1, 2) for part in x_BTE.split(E // 3, dim=2))
+        q, k, v = (part.view(B, T, self.size.num_heads, -1).transpose(1, 2) for part in x_BTE.split(E // 3, dim=2))
         return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).reshape(B, T, E // 3)
 
     def _gelu(self, x_NF: Any) -> Any:
@@ -235,16 +253,6 @@ class TorchParts(Torch):
             optimizer.step()
 
         return run
-
-    def part(self, name: str, repeats: int) -> float:
-        """Seconds of a part in one step."""
-        if name == STEP:
-            return timed(self.train, repeats)[0] / repeats
-        seconds = 0.0
-        for times, run in self.parts[name]:
-            run()
-            seconds += times * min(timed(run)[0] for _ in range(repeats))
-        return seconds
 
 
 def measure(size: Size, rounds: int, dice: random.Random) -> dict[str, dict[str, list[float]]]:
