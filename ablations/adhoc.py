@@ -6,13 +6,13 @@ import hashlib
 
 from ablations import catalog
 from ablations.profiles import standard
-from ablations.schema import Ablation, Arm, Contrast, repetition
+from ablations.schema import Ablation, Arm, Contrast
 from transformer import command_line
 
 CLAIM = "ad_hoc"
 
 
-def register(assignments: list[str], profile: str) -> str:
+def register(assignments: list[str]) -> str:
     """Makes the ad-hoc ablation known to this process and returns its name.
 
     The contrast is an equivalence, since no direction was claimed: supported means no practical difference.
@@ -34,7 +34,6 @@ def register(assignments: list[str], profile: str) -> str:
         ),
         profiles=standard(),
         matched=("tokens",),
-        positive_control="unigram" if repetition(profile)[0] in ("smoke", "demo") else "bigram",
     )
     name = "try-" + hashlib.sha256(question.encode()).hexdigest()[:6]
     catalog.add(name, ablation)

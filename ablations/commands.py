@@ -252,7 +252,7 @@ def try_command(arguments: argparse.Namespace) -> int:
     """An ad-hoc arm against the baseline: trained, judged, reported like any other question."""
     from ablations import adhoc
 
-    name = adhoc.register(arguments.overrides, arguments.profile)
+    name = adhoc.register(arguments.overrides)
     arguments.names = [name]
     return run_command(arguments)
 

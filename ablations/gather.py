@@ -24,6 +24,8 @@ from transformer.config import to_flat
 from transformer.errors import ConfigError
 
 ENTROPIES = ("unigram", "bigram")
+SOLVED = 95.0  # points
+NEAR = 0.05  # nats above the least loss that a task allows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +73,8 @@ def evidence_for(results: Results, contrast: Contrast, condition: str) -> Eviden
     if any(arm is None for arm in found):
         return None
     arms = [arm for arm in found if arm is not None]
-    controls = _controls(results, condition)
+    control = control_under(results, condition)
+    controls = (control,) if control else ()
     if contrast.type == "ordering":
         return Evidence(arms=tuple(arms), controls=controls)
     if contrast.type == "slope":
@@ -153,23 +156,25 @@ def _arm_result(results: Results, arm: str, condition: str, metric: str) -> ArmR
     return ArmResult(arm, outcomes, best, curve, edge=cell.at_edge(scores))
 
 
-def _controls(results: Results, condition: str) -> tuple[Control, ...]:
-    """Whether the baseline learned enough to judge others by."""
-    ablation, reference = results.ablation, results.ablation.control_under(condition)
-    metric, name = (
-        ("loss", f"the {reference} entropy")
-        if reference in ENTROPIES
-        else (ablation.metric_under(condition), reference)
-    )
+def control_under(results: Results, condition: str) -> Control | None:
+    """Whether the baseline learned enough to judge others by; None if nothing is asked of it, or nothing was run."""
+    ablation = results.ablation
+    asked = ablation.control_under(condition, results.profile)
+    metric = "loss" if asked in (*ENTROPIES, "floor") else ablation.metric_under(condition)
     found = _find(results, ablation.baseline, condition)
     base = _arm_result(results, ablation.baseline, condition, metric)
-    if not reference or found is None or base is None:
-        return ()
-    bound = _reference(found[1], reference)
-    if bound is None:
-        return (Control(f"the baseline beats {name}", False, f"its runs recorded no {reference}"),)
+    if not asked or found is None or base is None:
+        return None
+    reference = SOLVED if asked == "solved" else _reference(found[1], asked)
+    name, needed = {
+        "solved": ("solves its task", "the needed"),
+        "floor": (f"comes within {NEAR:g} nats of the least loss possible", "the floor"),
+        "chance": ("beats chance", "chance"),
+    }.get(asked, (f"beats the {asked} entropy", f"{asked} entropy"))
+    if reference is None:
+        return Control(f"the baseline {name}", False, f"its runs recorded no {asked}")
+    bound = reference + NEAR if asked == "floor" else reference
     values = [o.value for o in base.outcomes.values() if o.value is not None]
     mean = sum(values) / len(values) if values else math.nan
-    beats = mean < bound if better(metric) == "lower" else mean > bound
-    detail = f"baseline {mean:.3f} against {name.removeprefix('the ')} {bound:.3f}"
-    return (Control(f"the baseline beats {name}", beats, detail),)
+    passed = mean < bound if better(metric) == "lower" else mean > bound
+    return Control(f"the baseline {name}", passed, f"baseline {mean:.3f} against {needed} {reference:.3f}")

@@ -41,9 +41,12 @@ FULL = {
     "train.eval_every": 100,
     "train.checkpoint_every": 500,
 }
+EASED = {"bigram": "unigram", "solved": "chance"}  # what seconds of training can show of learning
 STANDARD = {
-    "smoke": Profile(SMOKE, learning_rates=(3e-3,), test_seeds=2, verdicts=False, insists={"train.steps": 10}),
-    "demo": Profile(DEMO, learning_rates=(3e-3, 1e-2), tuning_seeds=1, test_seeds=6),
+    "smoke": Profile(
+        SMOKE, learning_rates=(3e-3,), test_seeds=2, verdicts=False, insists={"train.steps": 10}, eased=EASED
+    ),
+    "demo": Profile(DEMO, learning_rates=(3e-3, 1e-2), tuning_seeds=1, test_seeds=6, eased=EASED),
     "quick": Profile(QUICK, learning_rates=(1e-3, 3e-3, 1e-2), tuning_seeds=1, test_seeds=8),
     "full": Profile(FULL, learning_rates=(3e-4, 1e-3, 3e-3, 1e-2), tuning_seeds=2, test_seeds=8, corpus=LM1B),
 }

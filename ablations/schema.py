@@ -125,6 +125,7 @@ class Profile:
       verdicts: False for `smoke`, which only checks wiring.
       insists: fields applied after the condition and before the arm: a smoke run stays short whatever the condition.
       corpus: fields that name the text; a condition with a `data.source` of its own does without them.
+      eased: positive control -> the weaker one that this budget holds a baseline to instead.
     """
 
     overrides: Overrides = dataclasses.field(default_factory=dict)
@@ -137,6 +138,7 @@ class Profile:
     verdicts: bool = True
     insists: Overrides = dataclasses.field(default_factory=dict)
     corpus: Overrides = dataclasses.field(default_factory=dict)
+    eased: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.learning_rates or self.test_seeds < 1:
@@ -155,9 +157,9 @@ class Ablation:
       base: fields set for every cell, before profile, condition and arm.
       matched: what the arms have in common by construction ("parameters", "flops", "tokens", ...).
       probes: what is measured on each trained member beside its loss (`ablations/probes.py`).
-      positive_control: the reference the baseline must beat before it may judge others: `unigram`, `bigram`
-        (entropies of the validation text, which its loss must beat), `chance` (of a task, which its primary metric
-        must beat), or empty for none.
+      positive_control: what the baseline must manage before it may judge others: beat `unigram` or `bigram` (entropies
+        of the validation text) with its loss, come near the `floor` (the least loss a task allows), beat `chance` (of a
+        task) with its primary metric, have the task `solved`, or empty for nothing.
       primary_metric: the field of the final evaluation that tuning minimises, or maximises if it is in points: `loss`
         (nats per token), `accuracy` or `exact_match` (points, 0 to 100), or what a probe measures.
       unanswered: claim -> why this config does not decide it.
@@ -233,10 +235,11 @@ class Ablation:
         own = self.conditions[condition].primary_metric
         return self.primary_metric if own is None else own
 
-    def control_under(self, condition: str) -> str:
-        """The reference the baseline must beat under a condition; empty for none."""
+    def control_under(self, condition: str, profile: str) -> str:
+        """What the baseline must manage under a condition at a profile; empty for nothing."""
         own = self.conditions[condition].positive_control
-        return self.positive_control if own is None else own
+        control = self.positive_control if own is None else own
+        return self.profile(profile).eased.get(control, control)
 
     def profile(self, name: str) -> Profile:
         """A profile by its name, or its repetition on other seeds, such as `quick@100`.

@@ -75,7 +75,6 @@ ABLATION = Ablation(
     profiles=standard(),
     matched=("tokens", "parameters", "flops"),
     probes=("prefix_loss", "exposure"),
-    positive_control="unigram",
 )
 
 

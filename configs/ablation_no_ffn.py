@@ -7,7 +7,8 @@ Removing it takes two thirds of a block's parameters away, so the fair compariso
 more layers (`deeper`), in wider heads (`wider`), or in learned keys and values that every token may attend to
 (`persistent`, Sukhbaatar et al. 2019). `linear` keeps the network and its parameters and takes only the non-linearity.
 Two tasks show what it is for: whether two bits differ, and addition modulo a prime, which no linear map computes; a
-third, repeating what followed the same token before, needs attention alone.
+third, repeating what followed the same token before, needs attention alone. The bits start from larger weights than
+usual: from the usual ones a few runs in a hundred stay at chance, with the network and all.
 """
 
 from ablations.profiles import standard
@@ -19,10 +20,11 @@ XOR = {
     **TASK,
     "data.task": "xor",
     "model.d_model": 32,
+    "model.init.std": 0.1,
     "train.batch_size": 64,
     "train.steps": 400,
 }
-SOLVED = {"primary_metric": "accuracy", "positive_control": "chance"}
+SOLVED = {"primary_metric": "accuracy", "positive_control": "solved"}
 IN_POINTS = {"metric": "accuracy", "better": "higher"}
 CHECK = "tests/claims/test_feedforward.py::"
 

@@ -6,6 +6,8 @@
 Self-attention alone treats its input as a set. A causal mask does not: how many tokens a position may see tells where
 it stands. So each family answers for itself: a decoder (`text`, and with a single layer), an encoder that fills gaps,
 and two tasks whose only cue is the order of words: who acts in "dog bites man" (`role`), and writing a row backwards.
+An encoder learns from the gaps alone, a sixth of its tokens. It gets rows of 32 and a thousand steps: in the 240 steps
+on rows of 128 that decoders get, it did not come below the bigram entropy, and nobody could be judged by it.
 """
 
 from ablations.profiles import standard
@@ -45,27 +47,31 @@ ABLATION = Ablation(
     },
     conditions={
         "text": Condition(note="a decoder of four layers, a language model"),
-        "text_one_layer": Condition(
-            {"model.num_layers": 1}, note="the same with one layer", arms=("none",), positive_control="unigram"
-        ),
+        "text_one_layer": Condition({"model.num_layers": 1}, note="the same with one layer", arms=("none",)),
         "masked": Condition(
-            {"model.family": "encoder", "objective.kind": "mlm", "model.num_layers": 2},
-            note="an encoder of two layers that fills gaps in text",
+            {
+                "model.family": "encoder",
+                "objective.kind": "mlm",
+                "model.num_layers": 2,
+                "data.sequence_length": 32,
+                "train.steps": 1000,
+                "train.eval_every": 125,
+            },
+            note="an encoder of two layers that fills gaps in rows of 32 tokens of text",
             arms=("none",),
-            positive_control="unigram",
         ),
         "role_encoder": Condition(
             {**ROLE, **ENCODER},
             note='an encoder that says who acts in "dog bites man"',
             primary_metric="accuracy",
-            positive_control="chance",
+            positive_control="solved",
         ),
         "role_decoder": Condition(
             ROLE,
             note="a decoder of two layers that says it",
             arms=("none",),
             primary_metric="accuracy",
-            positive_control="chance",
+            positive_control="solved",
         ),
         "reverse": Condition(
             {
@@ -80,7 +86,7 @@ ABLATION = Ablation(
             note="a decoder of two layers that writes a row backwards",
             arms=("none",),
             primary_metric="accuracy",
-            positive_control="chance",
+            positive_control="solved",
         ),
     },
     contrasts=(

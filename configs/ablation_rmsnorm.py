@@ -32,7 +32,7 @@ ABLATION = Ablation(
             },
             note="a Markov chain of order two, two layers",
             arms=("rmsnorm",),
-            positive_control="",
+            positive_control="floor",
         ),
     },
     contrasts=(

@@ -18,7 +18,7 @@ def forgotten(monkeypatch):
 
 def test_the_question_is_an_ablation_within_the_limits_of_every_profile():
     for profile in STANDARD:
-        name = adhoc.register(["model.norm.kind=rmsnorm", "model.num_layers=1"], profile)
+        name = adhoc.register(["model.norm.kind=rmsnorm", "model.num_layers=1"])
         made = catalog.load(name)
         assert made.question == "What if model.norm.kind=rmsnorm, model.num_layers=1?"
         base, tried = cells(name, made, profile)
@@ -36,19 +36,17 @@ def test_the_question_is_an_ablation_within_the_limits_of_every_profile():
 
 
 def test_the_same_question_has_the_same_name():
-    first, again, other = (
-        adhoc.register([text], "demo") for text in ("model.d_model=48", "model.d_model=48", "seed=1")
-    )
+    first, again, other = (adhoc.register([text]) for text in ("model.d_model=48", "model.d_model=48", "seed=1"))
     assert first == again != other and first.startswith("try-")
 
 
 def test_what_changes_nothing_is_refused():
-    name = adhoc.register(["model.norm.kind=layernorm"], "demo")
+    name = adhoc.register(["model.norm.kind=layernorm"])
     (error,) = [w for w in lint(name, catalog.load(name), "demo") if w.level == "error"]
     assert "no field" in error.message
 
 
 def test_an_unknown_field_is_refused():
-    name = adhoc.register(["model.norm.kimd=rmsnorm"], "demo")
+    name = adhoc.register(["model.norm.kimd=rmsnorm"])
     with pytest.raises(ConfigError, match=r'no config field "model\.norm\.kimd"\. Did you mean "model\.norm\.kind"'):
         cells(name, catalog.load(name), "demo")
