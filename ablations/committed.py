@@ -81,7 +81,9 @@ def publish(reports: Sequence[Mapping[str, Any]], pages: Path) -> None:
         ]
         write_json(folder / "verdicts.json", {"headline": report["headline"], "claims": verdicts})
     answered = list(answers(reports))
-    (RESULTS / "README.md").write_text(_document(answered) + _repetitions(reports), encoding="utf-8")
+    (RESULTS / "README.md").write_text(
+        _document(answered) + _controls(reports) + _repetitions(reports), encoding="utf-8"
+    )
     picture = overview([report for report in reports if not repetition(report["profile"])[1]])
     if picture is not None:
         (RESULTS / PICTURE).write_text(picture.file(), encoding="utf-8")
@@ -162,6 +164,34 @@ def _document(answered: Sequence[Answer]) -> str:
         f"{len(answered)} claims were asked, {settled} are settled. Each page says what was held fixed, how each arm "
         "got its learning rate, and how large chance alone is.\n\n" + _picture("") + _table(answered, "")
     )
+
+
+def _controls(reports: Sequence[Mapping[str, Any]]) -> str:
+    """What each baseline had to manage and how it compares with its twins; empty without any."""
+    rows = []
+    for report in reports:
+        twins = {row["condition"]: row for row in report["noise"] if row["mean"] is not None}
+        for row in report["conditions"]:
+            if row["control"]:
+                where = f"{report['name']}, {report['profile']}"
+                where += "" if row["condition"] == "default" else f": {row['condition']}"
+                passed = f"{row['control']}: {'**passed**' if row['passed'] else '**failed**'}"
+                rows.append((where, passed, _twins(twins.get(row["condition"]))))
+    if not rows:
+        return ""
+    return (
+        "\n## Controls\n\nBefore others are judged by it, a baseline has to have learned something; runs of it that "
+        "differ in their initial weights alone must not differ in what is compared.\n\n"
+        + _lines(("Baseline", "What it had to manage", "Its twins, minus itself"), rows)
+    )
+
+
+def _twins(row: Mapping[str, Any] | None) -> str:
+    """The mean difference of a baseline's twins, and how it reads."""
+    if row is None:
+        return "–"
+    low, high = row["mean_interval"]
+    return f"{row['mean']:+.2g} [{low:+.2g}, {high:+.2g}] {row['unit']}, {row['n']} pairs: {row['read']}"
 
 
 def _repetitions(reports: Sequence[Mapping[str, Any]]) -> str:

@@ -21,6 +21,13 @@ ContrastType = Literal[
 ]
 
 PERCENT = ("accuracy", "exact_match")  # metrics in points, 0 to 100, of which more is better
+UNITS = {
+    **dict.fromkeys(
+        ("loss", "prefix_loss", "teacher_forced_loss", "exposure_gap", "judged_after_text", "judged_after_own"),
+        "nats per token",
+    ),
+    **dict.fromkeys(PERCENT, "points"),
+}
 MAX_SEED = 1000  # test seeds lie below, tuning seeds from here on, twins' from twice as far
 BY_CHECK = ("exact", "formula")  # types of contrast that are decided without a run: no arms, no metric
 

@@ -3,33 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ablations import checks, claims, confounds, store
 from ablations.cells import ArmCell, Member
+from ablations.controls import control, noise
 from ablations.evidence import Evidence, Setting
 from ablations.gather import Results, collect, evidence_for, initial_value, named_arms
-from ablations.power import noise_floor
-from ablations.schema import PERCENT, Contrast, better
+from ablations.schema import PERCENT, UNITS, Contrast, better
 from ablations.store import Record
 from ablations.verdict import ESTIMATE_NAMES, Decision, family, judge_all, overall
 from transformer.config import to_flat
 
-UNITS = {
-    **dict.fromkeys(
-        ("loss", "prefix_loss", "teacher_forced_loss", "exposure_gap", "judged_after_text", "judged_after_own"),
-        "nats per token",
-    ),
-    **dict.fromkeys(PERCENT, "points"),
-}
-
 
 def collect_noise(name: str, profile: str, runs: Path) -> float | None:
     """The measured spread of twin differences under the first condition, or None with fewer than two pairs."""
-    found = _noise(collect(name, profile, runs))
+    found = noise(collect(name, profile, runs))
     return found[0]["sigma"] if found else None
 
 
@@ -69,6 +60,7 @@ def summarize(results: Results) -> dict[str, Any]:
                 "better": better(ablation.metric_under(name)),
                 "unit": UNITS.get(ablation.metric_under(name), ""),
                 "references": _references(results, name),
+                **control(results, name),
             }
             for name, scale in scales.items()
         ],
@@ -79,7 +71,7 @@ def summarize(results: Results) -> dict[str, Any]:
         "claims": by_claim,
         "decisions": [_decision(d, results, evidence) for d in decisions],
         "arms": arms,
-        "noise": _noise(results),
+        "noise": noise(results),
         "checks": _checks(results),
         "provenance": _provenance(results),
     }
@@ -259,38 +251,6 @@ def progress(results: Results) -> dict[str, Any]:
         for record in records.values():
             states[record.state] += 1
     return {"planned": planned, **states, "missing": planned - sum(states.values()), "tampered": results.tampered}
-
-
-def _noise(results: Results) -> list[dict[str, Any]]:
-    """The baseline against its twins under each condition: same data, other initial weights."""
-    rows: list[dict[str, Any]] = []
-    for cell, records in results.arms:
-        if not cell.has_twins:
-            continue
-        about = {"condition": cell.condition, "unit": UNITS.get(cell.metric, "")}
-        rows.append({**about, "sigma": None, "interval": None, "n": 0, "note": "needs at least two baseline twins"})
-        best = cell.best_learning_rate(store.scores(records, cell.metric))
-        pairs = []
-        for seed in cell.test_seeds:
-            both = [records.get(Member(best or 0.0, seed, twin)) for twin in (False, True)]
-            values = [r.metrics.get(cell.metric) for r in both if r and r.state == "done"]
-            if len(values) == 2 and all(isinstance(v, float) and math.isfinite(v) for v in values):
-                pairs.append((float(values[0] or 0.0), float(values[1] or 0.0)))
-        if len(pairs) < 2:
-            continue
-        floor = noise_floor([p[0] for p in pairs], [p[1] for p in pairs])
-        centred = (
-            "their mean difference is zero within its 95% interval"
-            if floor.centred
-            else ("their mean difference is not zero within its 95% interval: the negative control failed")
-        )
-        rows[-1] |= {
-            "sigma": floor.sigma,
-            "interval": list(floor.interval),
-            "n": floor.n,
-            "note": f"{cell.arm} against itself with other initial weights; {centred}",
-        }
-    return rows
 
 
 def _references(results: Results, condition: str) -> list[list[Any]]:

@@ -25,6 +25,7 @@ _PROGRESS: dict[str, Any] = {
 }  # fmt: skip
 _CONDITION: dict[str, Any] = {
     "condition": "default", "note": "", "scale": "", "metric": "loss", "better": "lower", "unit": "", "references": [],
+    "control": "", "passed": None,
 }  # fmt: skip
 _CLAIM: dict[str, Any] = {
     "claim": "", "statement": "", "kind": "", "prior": "", "surprise": False, "literature": [],
@@ -55,7 +56,10 @@ _CONFOUNDS: dict[str, Any] = {
     "config": [], "parameters_only_base": [], "parameters_only_arm": [], "shape_changed": [],
     "decay_changed": [], "init_changed": [],
 }  # fmt: skip
-_NOISE: dict[str, Any] = {"condition": "default", "unit": "", "sigma": None, "interval": None, "n": 0, "note": ""}
+_NOISE: dict[str, Any] = {
+    "condition": "default", "unit": "", "sigma": None, "interval": None, "n": 0, "note": "", "mean": None,
+    "mean_interval": None, "read": "",
+}  # fmt: skip
 _PAIR: dict[str, Any] = {"seed": 0, "test": None, "base": None}
 _DOWNGRADE: dict[str, Any] = {"reason": "", "remedy": ""}
 _CHECK: dict[str, Any] = {"claim": "", "name": "", "passed": False, "sabotage_caught": None, "detail": ""}
@@ -95,7 +99,7 @@ def complete(data: Mapping[str, Any]) -> dict[str, Any]:
     for claim in report["claims"]:
         claim["literature"] = [_filled(row, _LITERATURE) for row in claim["literature"]]
     for row in report["noise"]:
-        row["interval"] = _interval(row["interval"])
+        row["interval"], row["mean_interval"] = _interval(row["interval"]), _interval(row["mean_interval"])
     for row in report["conditions"]:
         row["references"] = _rows(row["references"], 2)
     for decision in report["decisions"]:

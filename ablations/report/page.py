@@ -103,6 +103,7 @@ def context(report: Row, figures: Sequence[Figure]) -> dict[str, Any]:
         "unlucky": words.unlucky_runs(report),
         "cost": _cost(report),
         "confounds": _confounds(report),
+        "controls": words.control_sentences(report),
         "noise": words.noise_sentences(report),
         "literature": _literature(report),
         "provenance": _provenance(report),

@@ -179,6 +179,17 @@ def explained(report: Row) -> str:
     return " ".join(text for name, text in ESTIMATES.items() if name in shown)
 
 
+def control_sentences(report: Row) -> list[str]:
+    """What the baseline had to manage before others were judged by it, for each condition."""
+    said = []
+    for row in report["conditions"]:
+        if row["control"]:
+            where = f"Under {row['condition']}: " if len(report["conditions"]) > 1 else ""
+            verdict = "passed" if row["passed"] else "failed, so nothing is decided by it"
+            said.append(f"{where}{row['control']}: {verdict}.")
+    return said
+
+
 def noise_sentences(report: Row) -> list[str]:
     """How far apart two runs are that differ in nothing but chance, for each condition where it was measured."""
     said = []
@@ -193,7 +204,7 @@ def noise_sentences(report: Row) -> list[str]:
             low, high = (numbers.significant(end, 2) for end in noise["interval"])
             text += f"; 95% interval {low} to {high}"
         said.append(
-            f"{where}Two baselines that differ only in their initial weights end {text}) apart. {noise['note']}"
+            f"{where}Two baselines that differ only in their initial weights end {text}) apart: {noise['note']}."
         )
     return said
 

@@ -1,0 +1,88 @@
+"""What a baseline had to manage before it judges others, and how its twins compare with it."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from ablations import committed, jobs, summary
+from ablations.schema import Condition
+from tests.ablations.lab import ablation, arm, fill, write_config
+
+MADE = ablation(rates=(1e-2,), seeds=8)
+REFERENCES = {"unigram": 3.0, "bigram": 2.5, "floor": 2.0, "chance": 50.0}
+
+
+def run(folder, configs, made, loss=lambda member: 2.04, **changes):
+    """Records of both arms; the report data made of them."""
+    write_config(configs, made)
+    for name, offset in (("base", 0.0), ("other", 0.1)):
+        known = jobs.registered("tiny", made)
+        about = {"contrasts": known, "references": REFERENCES, **changes}
+        fill(folder, arm(made, name), lambda member, o=offset: loss(member) + o, **about)
+    return summary.summarize(summary.collect("tiny", "tiny", folder))
+
+
+@pytest.mark.parametrize(
+    ("control", "loss", "passed"),
+    [
+        ("bigram", 2.4, True),
+        ("bigram", 2.6, False),
+        ("unigram", 2.6, True),
+        ("floor", 2.04, True),
+        ("floor", 2.06, False),
+    ],
+)
+def test_a_loss_is_held_to_an_entropy_or_to_the_floor(tmp_path, configs, control, loss, passed):
+    made = dataclasses.replace(MADE, positive_control=control)
+    (row,) = run(tmp_path, configs, made, lambda member: loss)["conditions"]
+    assert row["passed"] is passed and f"baseline {loss:.3f} against" in row["control"]
+
+
+@pytest.mark.parametrize(
+    ("control", "score", "passed"), [("chance", 60, True), ("solved", 60, False), ("solved", 96, True)]
+)
+def test_a_task_is_held_to_chance_or_to_its_solution(tmp_path, configs, control, score, passed):
+    made = dataclasses.replace(MADE, positive_control=control, primary_metric="accuracy", contrasts=())
+    metrics = {"accuracy": float(score), "validation_accuracy": float(score)}
+    (row,) = run(tmp_path, configs, made, metrics=metrics)["conditions"]
+    assert row["passed"] is passed
+
+
+def test_a_profile_may_hold_a_baseline_to_less(tmp_path, configs):
+    """And a condition's own control is eased as well."""
+    for condition in (Condition(), Condition(positive_control="bigram")):
+        made = dataclasses.replace(MADE, positive_control="bigram", conditions={"default": condition})
+        assert made.control_under("default", "tiny") == "bigram"
+        tiny = dataclasses.replace(made.profiles["tiny"], eased={"bigram": "unigram"})
+        made = dataclasses.replace(made, profiles={"tiny": tiny})
+        assert made.control_under("default", "tiny") == made.control_under("default", "tiny@100") == "unigram"
+    (row,) = run(tmp_path, configs, made, lambda member: 2.6)["conditions"]
+    assert row["passed"] and "unigram" in row["control"]
+
+
+@pytest.mark.parametrize(
+    ("shift", "read"),
+    [
+        (0.0, "zero within its 95% interval"),
+        (0.004, "not zero, but too small to matter (less than 0.01)"),
+        (0.02, "not zero within its 95% interval: the negative control failed"),
+    ],
+)
+def test_twins_that_differ_are_told_from_twins_that_do_not(tmp_path, configs, shift, read):
+    def loss(member):
+        return 2.0 + 0.001 * (-1) ** member.seed * member.twin + shift * member.twin
+
+    (row,) = run(tmp_path, configs, MADE, loss)["noise"]
+    assert row["read"] == read and row["mean"] == pytest.approx(shift, abs=1e-9)
+
+
+def test_the_committed_table_lists_controls_and_twins(tmp_path, configs, monkeypatch):
+    made = dataclasses.replace(MADE, positive_control="bigram")
+    report = run(tmp_path, configs, made, lambda member: 2.4 + 0.001 * member.seed)
+    table = committed._controls([report])
+    (line,) = [line for line in table.splitlines() if line.startswith("| tiny, tiny ")]
+    assert "beats the bigram entropy (baseline 2.403 against bigram entropy 2.500): **passed**" in line
+    assert "8 pairs: zero within" in line
+    assert committed._controls([run(tmp_path / "other", configs, MADE)]) == ""
