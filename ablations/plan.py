@@ -85,7 +85,7 @@ def make(name: str, profile: str, runs: Path, workers: int) -> Plan:
         seeds,
         minimum_detectable_effect(seeds) * used,
         equivalence_margin_needed(seeds) * used,
-        sum(row.seconds for row in rows) / max(1, min(workers, len(rows))),
+        sum(row.seconds for row in rows) / max(1, min(workers, sum(row.missing for row in rows))),
     )
 
 

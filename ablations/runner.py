@@ -1,4 +1,5 @@
-"""A local pool of workers over the arms that are not finished. Kill anything; the same command goes on."""
+"""A local pool of workers over the arms that are not finished; where no arm is left to begin, workers share one. Kill
+anything; the same command goes on."""
 
 from __future__ import annotations
 
@@ -14,6 +15,7 @@ from pathlib import Path
 from ablations.jobs import Job, Progress
 from ablations.store import RECORD
 from transformer.errors import UserError
+from transformer.numerics import EXECUTIONS
 from transformer.training.interrupts import STOPPED_BY_USER
 
 RESTARTS = 2  # how often a worker that died is started again before its arm is left unfinished
@@ -62,8 +64,10 @@ class Pool:
         previous = {n: signal.signal(n, self._stop) for n in (signal.SIGINT, signal.SIGTERM)}
         try:
             while waiting or self.running:
-                while waiting and len(self.running) < len(self.shares) and not self.stopping:
-                    self._start(waiting.pop(0))
+                while len(self.running) < len(self.shares) and not self.stopping:
+                    if (following := self._next(waiting)) is None:
+                        break
+                    self._start(following)
                 for worker in list(self.running):
                     abandoned += self._check(worker)
                 self._report(jobs)
@@ -76,12 +80,24 @@ class Pool:
         self._report(jobs)
         return 1 if abandoned + sum(map(_tell_failures, jobs)) else 0
 
+    def _next(self, waiting: list[Job]) -> Job | None:
+        """The next arm; where none waits, the one with the most members that nobody trains yet, if there is any."""
+        if waiting:
+            return waiting.pop(0)
+        idle = {worker.job.directory: worker.job for worker in self.running if _can_be_shared(worker.job)}
+        spare = {path: self._progress(job).todo - self._workers(job) for path, job in idle.items()}
+        most = max(spare, key=spare.__getitem__, default=None)
+        return idle[most] if most is not None and spare[most] > 0 else None
+
+    def _workers(self, job: Job) -> int:
+        return sum(worker.job.directory == job.directory for worker in self.running)
+
     def _start(self, job: Job, starts: int = 1) -> None:
         taken = {worker.cpus for worker in self.running}
         cpus = next((share for share in self.shares if share not in taken), "")
         command = [sys.executable, "-m", "ablations.worker", f"--arm={job.directory.resolve()}"]
         command += [f"--cpus={cpus}", f"--parent={os.getpid()}"]
-        if self.retry_failed and starts == 1:
+        if self.retry_failed and starts == 1 and not self._workers(job):
             command.append("--retry-failed")
         with open(job.directory / "worker.log", "a") as log:
             process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=_environment())
@@ -105,7 +121,7 @@ class Pool:
     def _report(self, jobs: Sequence[Job]) -> None:
         found = [self._progress(job) for job in jobs]
         ended, known = sum(progress.ended for progress in found), sum(progress.known for progress in found)
-        self.progress(ended, known, [worker.job.cell.label for worker in self.running])
+        self.progress(ended, known, list(dict.fromkeys(worker.job.cell.label for worker in self.running)))
 
     def _progress(self, job: Job) -> Progress:
         """How far a job is; read again only when a record has come, since reading takes a core from the training."""
@@ -119,6 +135,11 @@ class Pool:
         for worker in self.running:
             worker.process.send_signal(signal.SIGKILL if self.stopping else signal.SIGTERM)
         self.stopping = True
+
+
+def _can_be_shared(job: Job) -> bool:
+    """Whether several workers may train the members of an arm; a population is one process."""
+    return "together" not in EXECUTIONS[job.cell.config.execution].traits
 
 
 def _tell_failures(job: Job) -> int:

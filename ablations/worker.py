@@ -2,8 +2,9 @@
 
     python -m ablations.worker --arm=DIRECTORY [--cpus=0,1]
 
-This command is the only unit of work: the local pool starts it, and any other scheduler can. Exit codes: 0 all members
-ended (diverged and failed ones too), 75 preempted, 130 stopped by the user; both are resumed by the same command.
+This command is the only unit of work: the local pool starts it, and any other scheduler can. Several may work at one
+arm, each on a member of its own. Exit codes: 0 all members ended (diverged and failed ones too), 75 preempted, 130
+stopped by the user; both are resumed by the same command.
 """
 
 from __future__ import annotations
@@ -45,14 +46,15 @@ def run_arm(directory: Path, retry_failed: bool = False) -> int:
       UserError: the directory holds no arm.
     """
     job = jobs.read(directory)
-    with _Requests() as requests, _locked(directory):
+    arm = _Arm(job)
+    with _Requests() as requests, _locked(directory / "lock", shared=not arm.is_population):
         if retry_failed:
             for member in job.failed():
                 shutil.rmtree(directory / member.name)
-        arm = _Arm(job)
-        while todo := job.todo(store.read_arm(directory)[0]):
-            code = arm.train(todo) or requests.exit_code()
-            if code:
+        while todo := arm.todo():
+            with contextlib.nullcontext(todo) if arm.is_population else arm.claim(todo) as mine:
+                code = arm.train(mine) if mine else None
+            if code := code or requests.exit_code():
                 return code
     return 0
 
@@ -108,6 +110,30 @@ class _Arm:
         self.job = job
         self.program: Any = None
         self.dataset: Any = None
+
+    def todo(self) -> list[Member]:
+        """The members that have no record and can be trained now."""
+        return self.job.todo(store.read_arm(self.job.directory)[0])
+
+    @contextlib.contextmanager
+    def claim(self, todo: Sequence[Member]) -> Iterator[list[Member]]:
+        """The first member that no other worker trains, held while it is trained here; none, once another worker is
+        done with one, if all were taken, or if another one finished it before it was held."""
+        for member in todo:
+            with contextlib.ExitStack() as held:
+                try:
+                    held.enter_context(_locked(self._folder(member), wait=False))
+                except BlockingIOError:
+                    continue
+                yield [member] if member in self.todo() else []
+                return
+        with _locked(self._folder(todo[0])):
+            yield []
+
+    def _folder(self, member: Member) -> Path:
+        path = self.job.directory / member.name
+        path.mkdir(parents=True, exist_ok=True)
+        return path
 
     def train(self, todo: list[Member]) -> int | None:
         """Trains the next member, or the next ones together, to their records.
@@ -170,9 +196,8 @@ class _Arm:
 
     def _registered(self, member: Member) -> tuple[str, ...]:
         """What was registered when this member's training began; kept, so that a later edit shows."""
-        path = self.job.directory / member.name
+        path = self._folder(member)
         if not (path / REGISTERED).is_file():
-            path.mkdir(parents=True, exist_ok=True)
             write_json(path / REGISTERED, self.job.contrasts)
         return tuple(read_json(path / REGISTERED))
 
@@ -283,11 +308,18 @@ def _environment(path: Path) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    """Holds the arm for the life of the worker; waits while another worker finishes it."""
-    with open(directory / "lock", "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+def _locked(path: Path, shared: bool = False, wait: bool = True) -> Iterator[None]:
+    """Holds a file, or a folder, which must exist then, for the life of the worker; waits while another one does.
+
+    Raises:
+      BlockingIOError: another one holds it and it is not to be waited for.
+    """
+    held = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(held, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
         yield
+    finally:
+        os.close(held)
 
 
 def _end_with(parent: int) -> None:

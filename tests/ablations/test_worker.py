@@ -360,7 +360,7 @@ def test_a_second_worker_waits_and_trains_nothing_twice(tmp_path, text):
     job = single(tmp_path, text, seeds=2, size={"train.steps": 2})
     codes: list[int] = []
     workers = [threading.Thread(target=lambda: codes.append(run_arm(job.directory))) for _ in range(2)]
-    with worker._locked(job.directory):
+    with worker._locked(job.directory / "lock"):
         for thread in workers:
             thread.start()
         time.sleep(0.5)
@@ -369,3 +369,22 @@ def test_a_second_worker_waits_and_trains_nothing_twice(tmp_path, text):
         thread.join(timeout=120)
     assert codes == [0, 0] and job.progress().ended == 2
     assert [events(path, "attempt") for path in job.directory.glob("lr*")] == [1, 1]
+
+
+def test_workers_share_an_arm_member_by_member(tmp_path, text):
+    """While one trains a member, the other trains the next; who finds none left waits, then ends too."""
+    job = single(tmp_path, text, seeds=3, size={"train.steps": 2})
+    held = worker._locked(job.directory / "lr0.01-s0")
+    (job.directory / "lr0.01-s0").mkdir()
+    codes: list[int] = []
+    thread = threading.Thread(target=lambda: codes.append(run_arm(job.directory)))
+    with held:
+        thread.start()
+        deadline = time.monotonic() + 120
+        while job.progress().ended < 2 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        time.sleep(0.5)
+        assert not codes and {m.seed for m in store.read_arm(job.directory)[0]} == {1, 2}
+    thread.join(timeout=120)
+    assert codes == [0] and job.progress().ended == 3
+    assert [events(path, "attempt") for path in job.directory.glob("lr*")] == [1, 1, 1]
