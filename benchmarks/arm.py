@@ -3,16 +3,19 @@
     python -m benchmarks.arm [--members=32] [--steps=240] [--repeats=3] [--json=FILE]
 
 The shape is that of the quick profile: 64 wide, 4 layers, 128 tokens, batch 16, evaluations and checkpoints included.
-Two things are measured, each in a process of its own:
+Three things are measured, each in processes of their own:
 
-start-up   imports, config and corpus, initial weights, tracing and lowering, compiling: wall seconds until the first
-           step could start, and the share of each part. `cold` compiles with an empty cache, `warm` finds what a run
-           before has left. Median of `repeats` processes each.
-arm        `members` members (4 learning rates x as many seeds) trained one after another by `run.train`, as the worker
-           does it, compiled once. The step time is measured in the same process, before and after, as one call of many
-           steps. `ratio` is (wall of the arm - its first member's compilation) / (members x steps x step time): 1 would
-           be nothing but steps. `without evaluation` leaves out the time spent in evaluations, of which the protocol
-           asks for seven, the last over the whole validation split; the aim for what remains is 1.1.
+start-up    imports, config and corpus, initial weights, tracing and lowering, compiling: wall seconds until the first
+            step could start, and the share of each part. `cold` compiles with an empty cache, `warm` finds what a run
+            before has left. Median of `repeats` processes each.
+one worker  a quarter of the members (4 learning rates x as many seeds) trained one after another by `run.train`, as a
+            worker with all cores does it, compiled once. `ratio` is the wall time of a member over steps x step time:
+            1 would be nothing but steps. `without evaluation` leaves out the time spent in evaluations, of which the
+            protocol asks for seven, the last over the whole validation split.
+the lab     all members through the pool of workers that `python -m ablations run` uses, one per core, with an empty
+            cache. `ratio` is (wall time - cold start-up) / (members x steps x step time); the aim is 1.1.
+
+The step time is that of one process with all cores to itself, many steps in one call, before and after.
 """
 
 from __future__ import annotations
@@ -101,17 +104,53 @@ class Steps:
         jax.block_until_ready(metrics)
         return (time.perf_counter() - started) / count
 
+    def repeated(self) -> list[float]:
+        """Of three calls, after one that may compile."""
+        return [self.seconds_per_step() for _ in range(4)][1:]
+
+
+def time_steps(steps: int) -> list[float]:
+    """Seconds per step in this process."""
+    from transformer.training import run
+
+    config = arm_config(steps)
+    dataset = run.load_dataset(config)
+    return Steps(run.make_program(config, dataset), dataset).repeated()
+
+
+def train_in_the_lab(members: int, steps: int) -> dict[str, Any]:
+    """Trains an arm with the lab's pool of workers; wall seconds and how many members there were.
+
+    Every learning rate is tried on the same seeds, and the best one on one more.
+    """
+    from ablations import runner, store
+    from ablations.cells import ArmCell
+    from ablations.jobs import Job
+    from ablations.schema import Profile
+
+    workers = runner.default_workers()
+    settings = Profile(learning_rates=RATES, tuning_seeds=members // len(RATES), test_seeds=1, verdicts=False)
+    cell = ArmCell("arm", "baseline", "default", "quick", arm_config(steps), settings)
+    with tempfile.TemporaryDirectory() as folder:
+        job = Job(cell.directory(Path(folder)), (cell,))
+        started = time.perf_counter()
+        code = runner.Pool(workers, lambda *_: None).run([job])
+        wall = time.perf_counter() - started
+        trained = len(store.read_arm(job.directory)[0])
+    if code:
+        raise reporting.BenchmarkError("a member of the arm could not be trained")
+    return {"wall": wall, "members": trained, "workers": workers}
+
 
 def train_arm(members: int, steps: int) -> dict[str, Any]:
-    """Trains an arm in this process; wall seconds of each member, and the step time around them."""
+    """Trains members in this process; wall seconds of each, and the step time around them."""
     from transformer.training import loop, run
 
     config = arm_config(steps)
     dataset = run.load_dataset(config)
     program = run.make_program(config, dataset)
     timer = Steps(program, dataset)
-    timer.seconds_per_step()  # compiles
-    step_seconds = [timer.seconds_per_step() for _ in range(3)]
+    step_seconds = timer.repeated()
     walls, evaluating, evaluate = [], [], loop.evaluate_members
 
     def timed(*arguments: Any) -> Any:
@@ -131,7 +170,7 @@ def train_arm(members: int, steps: int) -> dict[str, Any]:
             if outcome.state != "done":
                 raise reporting.BenchmarkError(f"a member ended as {outcome.state}")
     loop.evaluate_members = evaluate
-    step_seconds += [timer.seconds_per_step() for _ in range(3)]
+    step_seconds += timer.repeated()
     step = statistics.median(step_seconds)
     # The first member compiles the evaluation as well; what it takes beyond the others is start-up.
     whole, other = (statistics.median(seconds[1:]) / (steps * step) for seconds in (walls, _less(walls, evaluating)))
@@ -167,8 +206,11 @@ def measure(members: int, steps: int, repeats: int) -> dict[str, Any]:
         for i in range(repeats):
             cold.append(in_a_process("start_up", os.path.join(warm_cache, f"cold{i}")))
             warm.append(in_a_process("start_up", warm_cache))
-        arm = in_a_process("train_arm", warm_cache, members, steps)
-    return {"cold": cold, "warm": warm, "arm": arm, "members": members, "steps": steps}
+        alone = in_a_process("train_arm", warm_cache, max(2, members // 4), steps)
+        before = in_a_process("time_steps", warm_cache, steps)
+        lab = in_a_process("train_in_the_lab", os.path.join(warm_cache, "lab"), members, steps)
+        lab["step_seconds"] = before + in_a_process("time_steps", warm_cache, steps)
+    return {"cold": cold, "warm": warm, "alone": alone, "lab": lab, "steps": steps}
 
 
 def tables(found: dict[str, Any]) -> list[Table]:
@@ -178,38 +220,67 @@ def tables(found: dict[str, Any]) -> list[Table]:
         parts = {part: statistics.median(run[part] for run in found[kind]) for part in PARTS}
         total = statistics.median(sum(run.values()) for run in found[kind])
         rows.append((kind, *(f"{seconds:.2f}" for seconds in parts.values()), f"{total:.2f}"))
-    arm, members, steps = found["arm"], found["members"], found["steps"]
-    step = statistics.median(arm["step_seconds"])
     return [
         Table("Start-up of an arm, seconds", ("cache", *PARTS, "all"), tuple(rows)),
         Table(
-            f"{members} members of {steps} steps, one after another",
-            ("", "wall s", "step ms", "steps alone s", "evaluations s", "ratio", "without evaluation", "aim"),
+            f"Members of {found['steps']} steps",
             (
-                (
-                    "arm",
-                    f"{arm['wall']:.1f}",
-                    f"{1e3 * step:.2f}",
-                    f"{members * steps * step:.1f}",
-                    f"{sum(arm['evaluating']):.1f}",
-                    f"{arm['ratio']:.2f}",
-                    f"{arm['ratio_without_evaluation']:.2f}",
-                    "1.10",
-                ),
+                "",
+                "members",
+                "wall s",
+                "step ms",
+                "steps alone s",
+                "evaluations s",
+                "ratio",
+                "without evaluation",
+                "aim",
             ),
+            (_alone(found["alone"], found["steps"]), _lab(found)),
         ),
     ]
+
+
+def _alone(arm: dict[str, Any], steps: int) -> tuple[str, ...]:
+    step, members = statistics.median(arm["step_seconds"]), len(arm["walls"])
+    return (
+        "one worker",
+        str(members),
+        f"{arm['wall']:.1f}",
+        f"{1e3 * step:.2f}",
+        f"{members * steps * step:.1f}",
+        f"{sum(arm['evaluating']):.1f}",
+        f"{arm['ratio']:.2f}",
+        f"{arm['ratio_without_evaluation']:.2f}",
+        "",
+    )
+
+
+def _lab(found: dict[str, Any]) -> tuple[str, ...]:
+    lab, step = found["lab"], statistics.median(found["lab"]["step_seconds"])
+    steps_alone = lab["members"] * found["steps"] * step
+    start = statistics.median(sum(run.values()) for run in found["cold"])
+    return (
+        f"the lab, {lab['workers']} workers",
+        str(lab["members"]),
+        f"{lab['wall']:.1f}",
+        f"{1e3 * step:.2f}",
+        f"{steps_alone:.1f}",
+        "",
+        f"{(lab['wall'] - start) / steps_alone:.2f}",
+        "",
+        "1.10",
+    )
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Measures, prints and stores; returns the exit code."""
     parser = reporting.parser(__doc__ or "")
-    parser.add_argument("--members", type=int, default=32, help="at least 2")
+    parser.add_argument("--members", type=int, default=32, help="a multiple of 4, the number of learning rates")
     parser.add_argument("--steps", type=int, default=240, help="steps of each member")
     parser.add_argument("--repeats", type=int, default=3, help="processes per start-up measurement")
     options = parser.parse_args(arguments)
-    if options.members < 2 or options.steps < 1 or options.repeats < 1:
-        parser.error("--members must be at least 2, --steps and --repeats at least 1")
+    if options.members < 4 or options.members % 4 or options.steps < 1 or options.repeats < 1:
+        parser.error("--members must be a multiple of 4, --steps and --repeats at least 1")
     try:
         found = measure(options.members, options.steps, options.repeats)
     except reporting.BenchmarkError as error:

@@ -10,6 +10,8 @@ import pytest
 
 from ablations import formulas
 from benchmarks import arm, gpu, norm, population
+from tests.ablations.lab import SIZE, write_text
+from transformer.config import apply_overrides, default_config, replace, resolve
 
 
 def test_the_arm_is_compared_with_its_steps_alone():
@@ -17,23 +19,35 @@ def test_the_arm_is_compared_with_its_steps_alone():
     found = {
         "cold": [start, {**start, "compile": 3.5}, {**start, "compile": 4.5}],
         "warm": [start] * 3,
-        "arm": {
+        "alone": {
             **{"wall": 100.0, "ratio": 1.27, "ratio_without_evaluation": 1.07, "evaluating": [10.0, 9.5]},
-            **{"step_seconds": [0.01, 0.01, 0.5], "walls": []},
+            **{"step_seconds": [0.01, 0.01, 0.5], "walls": [50.0, 50.0]},
         },
-        "members": 32,
+        "lab": {"wall": 85.5, "members": 40, "workers": 2, "step_seconds": [0.01, 0.01, 0.5]},
         "steps": 240,
     }
     starts, members = arm.tables(found)
     assert starts.rows[0] == ("cold", "0.50", "0.50", "0.50", "0.50", "3.50", "5.50")
     assert starts.rows[1][-1] == "2.50"
-    assert members.rows == (("arm", "100.0", "10.00", "76.8", "19.5", "1.27", "1.07", "1.10"),)
+    assert members.rows[0] == ("one worker", "2", "100.0", "10.00", "4.8", "19.5", "1.27", "1.07", "")
+    assert members.rows[1] == ("the lab, 2 workers", "40", "85.5", "10.00", "96.0", "", "0.83", "", "1.10")
 
 
-def test_an_arm_of_one_member_is_refused(capsys):
+@pytest.mark.parametrize("members", [1, 6])
+def test_an_arm_of_another_number_of_members_is_refused(capsys, members):
     with pytest.raises(SystemExit):
-        arm.main(["--members=1"])
-    assert "--members must be at least 2" in capsys.readouterr().err
+        arm.main([f"--members={members}"])
+    assert "--members must be a multiple of 4" in capsys.readouterr().err
+
+
+def test_the_lab_trains_every_rate_on_every_seed(monkeypatch, tmp_path):
+    """And ends with the best of them once more, under a seed of its own."""
+    small = {**SIZE, "data.path": str(write_text(tmp_path / "text.txt")), "wandb.mode": "disabled"}
+    config = resolve(apply_overrides(default_config(), small))
+    monkeypatch.setattr(arm, "arm_config", lambda steps: replace(config, {"train.steps": steps}))
+    monkeypatch.setattr(arm, "RATES", (1e-5, 1e-2, 1e3))
+    found = arm.train_in_the_lab(6, 2)
+    assert found["members"] == 7 and found["wall"] > 0 and found["workers"] >= 1
 
 
 def test_populations_are_compared_with_one_member():
