@@ -91,13 +91,13 @@ def publish(reports: Sequence[Mapping[str, Any]], pages: Path) -> None:
 
 
 def headline(answered: Sequence[Answer], readme: Path) -> None:
-    """Puts the table of what was trained between the marks of a README; one without marks stays as it is."""
+    """Puts the table of what was measured between the marks of a README; one without marks stays as it is."""
     text = readme.read_text(encoding="utf-8") if readme.is_file() else ""
     start, end = MARKS
     if start in text and end in text:
         before, rest = text.split(start, 1)
-        trained = [row for row in answered if row["kind"] != "exact" and row["verdict"] != "inconclusive"]
-        table = _picture("ablations/results/") + _table(trained, "ablations/results/")
+        measured = [row for row in answered if not row["proved"] and row["verdict"] != "inconclusive"]
+        table = _picture("ablations/results/") + _table(measured, "ablations/results/")
         readme.write_text(f"{before}{start}\n{table}{end}{rest.split(end, 1)[1]}", encoding="utf-8")
 
 
@@ -113,6 +113,7 @@ def answers(reports: Sequence[Mapping[str, Any]]) -> Iterator[Answer]:
                     **claim,
                     "measured": _measured(decisions, claim),
                     "scale": BREAK.join(dict.fromkeys(_scale(report, decision) for decision in decisions)) or "–",
+                    "proved": bool(decisions) and all(decision["type"] == "exact" for decision in decisions),
                     "name": report["name"],
                     "profile": report["profile"],
                 }

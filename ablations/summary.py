@@ -279,10 +279,12 @@ def _headline(rows: Sequence[Mapping[str, Any]], results: Results) -> str:
     if not decided:
         return f"At {results.profile} scale nothing could be decided yet; each row says what is missing."
     # What was trained makes the headline; what a test proves is counted behind it, unless there is nothing else.
-    measured = [row for row in decided if row["kind"] != "exact"]
+    by_runs = {contrast.claim for contrast in results.ablation.contrasts if contrast.type != "exact"}
+    measured = [row for row in decided if row["claim"] in by_runs]
     proved = len(decided) - len(measured) if measured else 0
     said = "; ".join(f"{row['statement'].rstrip('.')}: {worded(row)}" for row in measured or decided)
-    return f"{said} ({_scales(results)})." + (f" {proved} exact claims were settled by tests." if proved else "")
+    counted = f" {proved} {'claim was' if proved == 1 else 'claims were'} settled by tests." if proved else ""
+    return f"{said} ({_scales(results)}).{counted}"
 
 
 def _scales(results: Results) -> str:

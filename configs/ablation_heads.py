@@ -55,7 +55,11 @@ ABLATION = Ablation(
         "text": Condition(note="a language model", arms=("one", "eight", "thirty_two")),
         "pointers": Condition(POINTERS, note="two items at once, one layer, positions in the scores only", **POINTED),
         "pointers_learned": Condition(LEARNED, note="the same, a learned position in each value", **POINTED),
-        "pointers_many": Condition(MANY, note="the same with eight items and sixteen values", **POINTED),
+        "pointers_many": Condition(
+            MANY,
+            note="eight items with sixteen values, one layer, first weights large enough for four heads to solve it",
+            **POINTED,
+        ),
         "pointers_two_layers": Condition(
             {**POINTERS, "model.num_layers": 2},
             note="the same with two layers, positions in the scores only",

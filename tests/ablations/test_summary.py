@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from ablations import catalog, jobs, store, summary
+from ablations import catalog, checks, jobs, store, summary
 from ablations.cells import Member, cells
+from ablations.evidence import ExactCheck
 from ablations.report import write_report
 from ablations.schema import Arm, Condition, Contrast
 from tests.ablations.lab import WORSE, ablation, arm, fill, put, write_config
@@ -90,6 +91,18 @@ def test_deleting_seeds_leaves_nothing_decided(lab, deleted):
     decision = decide(runs)
     assert decision["verdict"] == "inconclusive"
     assert decision["downgrades"][0]["reason"] == f"{8 - deleted} of 8 declared seeds so far"
+
+
+def test_the_headline_says_what_was_measured_and_counts_what_was_proved(lab, monkeypatch):
+    """Where nothing was measured, the proofs are the headline."""
+    passed = {EXACT.check: ExactCheck(passed=True, sabotage_caught=True)}
+    monkeypatch.setattr(checks, "results", lambda runs: passed)
+    both = judged(lab(dataclasses.replace(MADE, contrasts=(WORSE, EXACT))))
+    measured, proved = (claim["statement"].rstrip(".") for claim in both["claims"])
+    assert measured in both["headline"] and proved not in both["headline"]
+    assert both["headline"].endswith(" 1 claim was settled by tests.")
+    alone = judged(lab(dataclasses.replace(MADE, contrasts=(EXACT,))))["headline"]
+    assert proved in alone and "settled by tests" not in alone
 
 
 def test_deleting_an_arm_leaves_nothing_run(lab):
