@@ -13,6 +13,7 @@ from ablations.schema import Ablation, Profile
 from ablations.store import Record
 from transformer.config import resolve, to_dict
 from transformer.errors import UserError
+from transformer.numerics import EXECUTIONS
 from transformer.training.jsonfiles import read_json, write_json
 
 ARM = "arm.json"
@@ -52,6 +53,11 @@ class Job:
     def cell(self) -> ArmCell:
         """The first ablation's view, which gives config and names."""
         return self.cells[0]
+
+    @property
+    def is_population(self) -> bool:
+        """Whether its members are trained together, by one process."""
+        return "together" in EXECUTIONS[self.cell.config.execution].traits
 
     def todo(self, records: Mapping[Member, Record]) -> list[Member]:
         """Members that can be trained now, in order."""

@@ -3,6 +3,7 @@ anything; the same command goes on."""
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import os
 import signal
@@ -15,10 +16,9 @@ from pathlib import Path
 from ablations.jobs import Job, Progress
 from ablations.store import RECORD
 from transformer.errors import UserError
-from transformer.numerics import EXECUTIONS
 from transformer.training.interrupts import STOPPED_BY_USER
 
-RESTARTS = 2  # how often a worker that died is started again before its arm is left unfinished
+RESTARTS = 2  # how often an arm's last worker, when it died, is started again before the arm is left unfinished
 
 
 @dataclasses.dataclass
@@ -26,7 +26,6 @@ class _Worker:
     job: Job
     process: subprocess.Popen
     cpus: str
-    starts: int = 1
 
 
 class Pool:
@@ -50,6 +49,7 @@ class Pool:
         self.running: list[_Worker] = []
         self.stopping = False
         self._known: dict[Path, tuple[int, Progress]] = {}
+        self._deaths: collections.Counter[Path] = collections.Counter()
 
     def run(self, jobs: Sequence[Job]) -> int:
         """Finishes all jobs.
@@ -57,10 +57,7 @@ class Pool:
         Returns:
           0, or 130 if the user stopped it, or 1 if an arm could not be finished or a member of it failed.
         """
-        for job in jobs:
-            job.write()
         waiting = [job for job in jobs if job.progress().todo or (self.retry_failed and job.failed())]
-        abandoned = 0
         previous = {n: signal.signal(n, self._stop) for n in (signal.SIGINT, signal.SIGTERM)}
         try:
             while waiting or self.running:
@@ -69,7 +66,7 @@ class Pool:
                         break
                     self._start(following)
                 for worker in list(self.running):
-                    abandoned += self._check(worker)
+                    self._check(worker)
                 self._report(jobs)
                 if self.stopping and not self.running:
                     return STOPPED_BY_USER
@@ -78,45 +75,55 @@ class Pool:
             for number, handler in previous.items():
                 signal.signal(number, handler)
         self._report(jobs)
-        return 1 if abandoned + sum(map(_tell_failures, jobs)) else 0
+        unfinished = sum(job.progress().todo > 0 for job in jobs)
+        return 1 if unfinished + sum(map(_tell_failures, jobs)) else 0
 
     def _next(self, waiting: list[Job]) -> Job | None:
-        """The next arm; where none waits, the one with the most members that nobody trains yet, if there is any."""
+        """The next arm; where none waits, the one with the most members that nobody trains yet, if there is any. An
+        arm that lost a worker, perhaps for want of memory, gets no second one."""
         if waiting:
             return waiting.pop(0)
-        idle = {worker.job.directory: worker.job for worker in self.running if _can_be_shared(worker.job)}
-        spare = {path: self._progress(job).todo - self._workers(job) for path, job in idle.items()}
+        under_way = {worker.job.directory: worker.job for worker in self.running if not worker.job.is_population}
+        spare = {
+            path: self._progress(job).todo - self._workers(job)
+            for path, job in under_way.items()
+            if not self._deaths[path]
+        }
         most = max(spare, key=spare.__getitem__, default=None)
-        return idle[most] if most is not None and spare[most] > 0 else None
+        return under_way[most] if most is not None and spare[most] > 0 else None
 
     def _workers(self, job: Job) -> int:
         return sum(worker.job.directory == job.directory for worker in self.running)
 
-    def _start(self, job: Job, starts: int = 1) -> None:
+    def _start(self, job: Job) -> None:
+        job.write()  # again, where another driver that shares the arm wrote what it asks of it
         taken = {worker.cpus for worker in self.running}
         cpus = next((share for share in self.shares if share not in taken), "")
         command = [sys.executable, "-m", "ablations.worker", f"--arm={job.directory.resolve()}"]
         command += [f"--cpus={cpus}", f"--parent={os.getpid()}"]
-        if self.retry_failed and starts == 1 and not self._workers(job):
+        if self.retry_failed and not self._workers(job) and not self._deaths[job.directory]:
             command.append("--retry-failed")
         with open(job.directory / "worker.log", "a") as log:
             process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=_environment())
-        self.running.append(_Worker(job, process, cpus, starts))
+        self.running.append(_Worker(job, process, cpus))
 
-    def _check(self, worker: _Worker) -> int:
-        """Handles a worker that ended; returns 1 if its arm is given up."""
+    def _check(self, worker: _Worker) -> None:
+        """Handles a worker that ended: one that died is started again if it was alone with its arm."""
         code = worker.process.poll()
         if code is None:
-            return 0
+            return
         self.running.remove(worker)
-        if self.stopping or (code == 0 and not worker.job.progress().todo):
-            return 0
-        if worker.starts <= RESTARTS and code != 2:
-            self._start(worker.job, worker.starts + 1)
-            return 0
-        tail = (worker.job.directory / "worker.log").read_text(errors="replace").strip().splitlines()[-1:]
-        print(f"{worker.job.cell.label}: the worker ended with code {code}: {' '.join(tail)}", file=sys.stderr)
-        return 1
+        job = worker.job
+        if self.stopping or (code == 0 and not job.progress().todo):
+            return
+        self._deaths[job.directory] += 1
+        alone = not self._workers(job)
+        if alone and self._deaths[job.directory] <= RESTARTS and code != 2:
+            self._start(job)
+            return
+        tail = (job.directory / "worker.log").read_text(errors="replace").strip().splitlines()[-1:]
+        left = "" if alone else " (the others of this arm go on)"
+        print(f"{job.cell.label}: the worker ended with code {code}: {' '.join(tail)}{left}", file=sys.stderr)
 
     def _report(self, jobs: Sequence[Job]) -> None:
         found = [self._progress(job) for job in jobs]
@@ -135,11 +142,6 @@ class Pool:
         for worker in self.running:
             worker.process.send_signal(signal.SIGKILL if self.stopping else signal.SIGTERM)
         self.stopping = True
-
-
-def _can_be_shared(job: Job) -> bool:
-    """Whether several workers may train the members of an arm; a population is one process."""
-    return "together" not in EXECUTIONS[job.cell.config.execution].traits
 
 
 def _tell_failures(job: Job) -> int:

@@ -29,7 +29,6 @@ from ablations.cells import Member
 from ablations.jobs import Job
 from ablations.schema import PERCENT
 from transformer.errors import ConfigError, UserError
-from transformer.numerics import EXECUTIONS
 from transformer.training.interrupts import PREEMPTED, STOPPED_BY_USER
 from transformer.training.jsonfiles import read_json, write_json
 
@@ -47,12 +46,11 @@ def run_arm(directory: Path, retry_failed: bool = False) -> int:
     """
     job = jobs.read(directory)
     arm = _Arm(job)
-    with _Requests() as requests, _locked(directory / "lock", shared=not arm.is_population):
+    with _Requests() as requests, _locked(directory / "lock", shared=not job.is_population):
         if retry_failed:
-            for member in job.failed():
-                shutil.rmtree(directory / member.name)
+            arm.forget_failed()
         while todo := arm.todo():
-            with contextlib.nullcontext(todo) if arm.is_population else arm.claim(todo) as mine:
+            with contextlib.nullcontext(todo) if job.is_population else arm.claim(todo) as mine:
                 code = arm.train(mine) if mine else None
             if code := code or requests.exit_code():
                 return code
@@ -117,23 +115,33 @@ class _Arm:
 
     @contextlib.contextmanager
     def claim(self, todo: Sequence[Member]) -> Iterator[list[Member]]:
-        """The first member that no other worker trains, held while it is trained here; none, once another worker is
-        done with one, if all were taken, or if another one finished it before it was held."""
+        """Holds the first member that no other worker trains.
+
+        Where all are taken it waits until the first of them is free, and gives none: what is to do has to be looked up
+        again. So it does where another worker finished the member before it was held.
+        """
         for member in todo:
             with contextlib.ExitStack() as held:
                 try:
-                    held.enter_context(_locked(self._folder(member), wait=False))
+                    held.enter_context(self._held(member, wait=False))
                 except BlockingIOError:
                     continue
                 yield [member] if member in self.todo() else []
                 return
-        with _locked(self._folder(todo[0])):
+        with self._held(todo[0]):
             yield []
 
-    def _folder(self, member: Member) -> Path:
-        path = self.job.directory / member.name
-        path.mkdir(parents=True, exist_ok=True)
-        return path
+    def forget_failed(self) -> None:
+        """Deletes the failed runs, so that they are trained again; one that another worker has begun again stays."""
+        for member in self.job.failed():
+            with contextlib.suppress(BlockingIOError), self._held(member, wait=False):
+                if member in self.job.failed():
+                    shutil.rmtree(self.job.directory / member.name)
+
+    def _held(self, member: Member, wait: bool = True) -> contextlib.AbstractContextManager[None]:
+        folder = self.job.directory / "claims"
+        folder.mkdir(exist_ok=True)
+        return _locked(folder / member.name, wait=wait)
 
     def train(self, todo: list[Member]) -> int | None:
         """Trains the next member, or the next ones together, to their records.
@@ -144,7 +152,7 @@ class _Arm:
         group = todo[:1]
         try:
             self._prepare(group[0])
-            group = self._together(todo) if self.is_population else group
+            group = self._together(todo) if self.job.is_population else group
             contrasts = [self._registered(member) for member in group]
             outcomes = self._run(group)
         except Exception as error:  # a failing member must not take its neighbours with it
@@ -178,11 +186,6 @@ class _Arm:
         record = store.Record(member, "failed", self.job.cell.hash, error=line[:500], contrasts=contrasts)
         store.write_record(self.job.directory / member.name, record)
 
-    @property
-    def is_population(self) -> bool:
-        """Whether members are trained together."""
-        return "together" in EXECUTIONS[self.job.cell.config.execution].traits
-
     def _together(self, todo: list[Member]) -> list[Member]:
         """The members of a population that was begun and not ended, or as many of those to do as memory holds."""
         from transformer.training.population import members_that_fit, pending
@@ -196,8 +199,9 @@ class _Arm:
 
     def _registered(self, member: Member) -> tuple[str, ...]:
         """What was registered when this member's training began; kept, so that a later edit shows."""
-        path = self._folder(member)
+        path = self.job.directory / member.name
         if not (path / REGISTERED).is_file():
+            path.mkdir(parents=True, exist_ok=True)
             write_json(path / REGISTERED, self.job.contrasts)
         return tuple(read_json(path / REGISTERED))
 
@@ -218,7 +222,7 @@ class _Arm:
         paths = [self.job.directory / member.name for member in group]
         shared: dict[str, Any] = {"name": self.job.cell.ablation, "arm": self.job.cell.arm, "quiet": True}
         shared |= {"program": self.program, "dataset": self.dataset}
-        if self.is_population:
+        if self.job.is_population:
             return population.train_population(configs, paths, self.job.directory / SHARED, **shared)
         return [run.train(config, path, **shared) for config, path in zip(configs, paths, strict=True)]
 
@@ -309,17 +313,14 @@ def _environment(path: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _locked(path: Path, shared: bool = False, wait: bool = True) -> Iterator[None]:
-    """Holds a file, or a folder, which must exist then, for the life of the worker; waits while another one does.
+    """Holds a file, made if missing, alone or together with other sharers; waits while it cannot be had.
 
     Raises:
-      BlockingIOError: another one holds it and it is not to be waited for.
+      BlockingIOError: it cannot be had and is not to be waited for.
     """
-    held = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(held, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
+    with open(path, "w") as file:
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
         yield
-    finally:
-        os.close(held)
 
 
 def _end_with(parent: int) -> None:

@@ -371,15 +371,20 @@ def test_a_second_worker_waits_and_trains_nothing_twice(tmp_path, text):
     assert [events(path, "attempt") for path in job.directory.glob("lr*")] == [1, 1]
 
 
+def in_threads(count, job, **named):
+    """Workers of this process, started; and what they end with."""
+    codes: list[int] = []
+    threads = [threading.Thread(target=lambda: codes.append(run_arm(job.directory, **named))) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    return threads, codes
+
+
 def test_workers_share_an_arm_member_by_member(tmp_path, text):
     """While one trains a member, the other trains the next; who finds none left waits, then ends too."""
     job = single(tmp_path, text, seeds=3, size={"train.steps": 2})
-    held = worker._locked(job.directory / "lr0.01-s0")
-    (job.directory / "lr0.01-s0").mkdir()
-    codes: list[int] = []
-    thread = threading.Thread(target=lambda: codes.append(run_arm(job.directory)))
-    with held:
-        thread.start()
+    with worker._Arm(job)._held(Member(1e-2, 0)):
+        (thread,), codes = in_threads(1, job)
         deadline = time.monotonic() + 120
         while job.progress().ended < 2 and time.monotonic() < deadline:
             time.sleep(0.05)
@@ -388,3 +393,59 @@ def test_workers_share_an_arm_member_by_member(tmp_path, text):
     thread.join(timeout=120)
     assert codes == [0] and job.progress().ended == 3
     assert [events(path, "attempt") for path in job.directory.glob("lr*")] == [1, 1, 1]
+
+
+def test_workers_share_the_choice_of_the_learning_rate(tmp_path, text):
+    """The test seeds begin when the last tuning run has ended, whoever trained it."""
+    job = make_job(tmp_path, text, "other", rates=(3e-3, 1e-2, 3e-2), seeds=2, size={"train.steps": 2})
+    threads, codes = in_threads(2, job)
+    for thread in threads:
+        thread.join(timeout=120)
+    records = store.read_arm(job.directory)[0]
+    assert codes == [0, 0] and not job.progress().todo
+    assert sum(not member.is_tuning for member in records) == 2
+    assert {events(path, "attempt") for path in job.directory.glob("lr*")} == {1}
+
+
+def test_a_member_that_was_finished_before_it_was_held_is_left_alone(tmp_path, text):
+    job = single(tmp_path, text)
+    made = worker._Arm(job)
+    (todo,) = made.todo()
+    path = job.directory / todo.name
+    path.mkdir()
+    store.write_record(path, store.Record(todo, "done", job.cell.hash, metrics={"loss": 2.0}))
+    with made.claim([todo]) as mine:
+        assert mine == []
+
+
+def test_a_population_has_its_arm_to_itself(tmp_path, text):
+    job = single(tmp_path, text, seeds=2, size={"train.steps": 2, "execution": "population"})
+    with worker._locked(job.directory / "lock", shared=True):
+        (thread,), codes = in_threads(1, job)
+        time.sleep(1.0)
+        assert not codes and not list(job.directory.glob("lr*"))
+    thread.join(timeout=120)
+    assert codes == [0] and job.progress().ended == 2
+
+
+def test_two_workers_that_retry_what_failed_train_it_once(tmp_path, text, monkeypatch):
+    """The second finds it begun again, or done, and does not delete it."""
+    job = single(tmp_path, text, seeds=1, size={"train.steps": 2})
+    (member,) = job.todo({})
+    (job.directory / member.name).mkdir()
+    failed = store.Record(member, "failed", job.cell.hash, error="out of memory")
+    store.write_record(job.directory / member.name, failed)
+    both, look, seen = threading.Barrier(2), Job.failed, set()
+
+    def together(self):
+        found = look(self)
+        if threading.get_ident() not in seen:
+            seen.add(threading.get_ident())
+            both.wait(timeout=60)  # each has seen the failure before either deletes it
+        return found
+
+    monkeypatch.setattr(Job, "failed", together)
+    threads, codes = in_threads(2, job, retry_failed=True)
+    for thread in threads:
+        thread.join(timeout=120)
+    assert codes == [0, 0] and events(job.directory / member.name, "attempt") == 1
