@@ -2,7 +2,8 @@
 
     results/NAME/PROFILE/records/      the sealed records of each arm, a file each, and what checks gave
     results/NAME/PROFILE/report.md     the page as text, with its figures beside it
-    results/README.md                  every claim answered so far; the README's headline table is its first part
+    results/README.md                  every claim answered so far, controls, repetitions; what was measured and decided
+                                       stands in the README as well
 
 Everything but the records is written by `python -m ablations report`, and comes out the same each time.
 """
@@ -168,28 +169,35 @@ def _document(answered: Sequence[Answer]) -> str:
 
 
 def _controls(reports: Sequence[Mapping[str, Any]]) -> str:
-    """What each baseline had to manage and how it compares with its twins; empty without any."""
-    rows = []
+    """What each baseline had to manage and how it compares with its twins; empty without any. Questions that share one
+    share a row."""
+    rows: dict[tuple[str, str], list[str]] = {}
     for report in reports:
-        twins = {row["condition"]: row for row in report["noise"] if row["mean"] is not None}
+        twins = {row["condition"]: row for row in report["noise"]}
         for row in report["conditions"]:
-            if row["control"]:
-                where = f"{report['name']}, {report['profile']}"
-                where += "" if row["condition"] == "default" else f": {row['condition']}"
-                passed = f"{row['control']}: {'**passed**' if row['passed'] else '**failed**'}"
-                rows.append((where, passed, _twins(twins.get(row["condition"]))))
+            where = f"{report['name']}, {report['profile']}"
+            where += "" if row["condition"] == "default" else f": {row['condition']}"
+            verdict = f": {'**passed**' if row['passed'] else '**failed**'}" if row["control"] else ""
+            managed = f"{row['control'] or '–'}{verdict}"
+            rows.setdefault((managed, _twins(twins.get(row["condition"]))), []).append(where)
+    rows.pop(("–", "–"), None)
     if not rows:
         return ""
     return (
-        "\n## Controls\n\nBefore others are judged by it, a baseline has to have learned something; runs of it that "
-        "differ in their initial weights alone must not differ in what is compared.\n\n"
-        + _lines(("Baseline", "What it had to manage", "Its twins, minus itself"), rows)
+        "\n## Controls\n\nBefore others are judged by it, a baseline has to have learned something: where it did not, "
+        "nothing is decided. Runs of it that differ in their initial weights alone should not differ in what is "
+        "compared, beyond what chance does: of twenty 95% intervals one misses zero. That is shown and changes no "
+        "verdict.\n\n"
+        + _lines(
+            ("Baseline", "What it had to manage", "Its twins, minus itself"),
+            [(BREAK.join(where), *texts) for texts, where in rows.items()],
+        )
     )
 
 
 def _twins(row: Mapping[str, Any] | None) -> str:
     """The mean difference of a baseline's twins, and how it reads."""
-    if row is None:
+    if row is None or row["mean"] is None:
         return "–"
     low, high = row["mean_interval"]
     return f"{row['mean']:+.2g} [{low:+.2g}, {high:+.2g}] {row['unit']}, {row['n']} pairs: {row['read']}"

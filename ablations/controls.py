@@ -7,7 +7,7 @@ from typing import Any
 
 from ablations import store
 from ablations.cells import ArmCell, Member
-from ablations.gather import Results, control_under
+from ablations.gather import Results, positive_control
 from ablations.power import NoiseFloor, noise_floor
 from ablations.schema import UNITS
 
@@ -18,8 +18,9 @@ def noise(results: Results) -> list[dict[str, Any]]:
     for cell, records in results.arms:
         if not cell.has_twins:
             continue
-        about = {"condition": cell.condition, "unit": UNITS.get(cell.metric, "")}
-        rows.append({**about, "sigma": None, "interval": None, "n": 0, "note": "needs at least two baseline twins"})
+        about = {"condition": cell.condition, "unit": UNITS.get(cell.metric, ""), "mean": None, "mean_interval": None}
+        missing = {"read": "", "note": "needs at least two baseline twins"}
+        rows.append({**about, "sigma": None, "interval": None, "n": 0, **missing})
         best = cell.best_learning_rate(store.scores(records, cell.metric))
         pairs = []
         for seed in cell.test_seeds:
@@ -58,15 +59,15 @@ def _margin(results: Results, cell: ArmCell) -> float:
 def _read(floor: NoiseFloor, margin: float) -> str:
     """What the mean difference of twins, whose true value is zero, turned out to be."""
     if floor.centred:
-        return "zero within its 95% interval"
+        return "consistent with zero"
     if floor.negligible(margin):
         return f"not zero, but too small to matter (less than {margin:g})"
-    return "not zero within its 95% interval: the negative control failed"
+    return "not consistent with zero: the negative control failed"
 
 
 def control(results: Results, condition: str) -> dict[str, Any]:
     """What the baseline had to manage, and whether it did."""
-    found = control_under(results, condition)
+    found = positive_control(results, condition)
     if found is None:
         return {"control": "", "passed": None}
     return {"control": f"{found.name} ({found.detail})", "passed": found.passed}

@@ -73,7 +73,7 @@ def evidence_for(results: Results, contrast: Contrast, condition: str) -> Eviden
     if any(arm is None for arm in found):
         return None
     arms = [arm for arm in found if arm is not None]
-    control = control_under(results, condition)
+    control = positive_control(results, condition)
     controls = (control,) if control else ()
     if contrast.type == "ordering":
         return Evidence(arms=tuple(arms), controls=controls)
@@ -115,7 +115,7 @@ def _size(results: Results, against: str, arm: ArmResult, condition: str) -> flo
 
 
 def _reference(records: Mapping[Member, Record], name: str) -> float | None:
-    """What a simple predictor scores on the same evaluation set."""
+    """What is known of the validation data: what a simple predictor scores on it, or the least loss possible."""
     return next((r.references[name] for r in records.values() if name in r.references), None)
 
 
@@ -156,25 +156,28 @@ def _arm_result(results: Results, arm: str, condition: str, metric: str) -> ArmR
     return ArmResult(arm, outcomes, best, curve, edge=cell.at_edge(scores))
 
 
-def control_under(results: Results, condition: str) -> Control | None:
-    """Whether the baseline learned enough to judge others by; None if nothing is asked of it, or nothing was run."""
+def positive_control(results: Results, condition: str) -> Control | None:
+    """Whether the baseline learned enough to judge others by; None if nothing is asked of it."""
     ablation = results.ablation
     asked = ablation.control_under(condition, results.profile)
-    metric = "loss" if asked in (*ENTROPIES, "floor") else ablation.metric_under(condition)
-    found = _find(results, ablation.baseline, condition)
-    base = _arm_result(results, ablation.baseline, condition, metric)
-    if not asked or found is None or base is None:
+    if not asked:
         return None
-    reference = SOLVED if asked == "solved" else _reference(found[1], asked)
+    metric = "loss" if asked in (*ENTROPIES, "floor") else ablation.metric_under(condition)
     name, needed = {
         "solved": ("solves its task", "the needed"),
-        "floor": (f"comes within {NEAR:g} nats of the least loss possible", "the floor"),
+        "floor": (f"comes within {NEAR:g} nats of the least loss possible", "the least possible"),
         "chance": ("beats chance", "chance"),
     }.get(asked, (f"beats the {asked} entropy", f"{asked} entropy"))
+    found = _find(results, ablation.baseline, condition)
+    base = _arm_result(results, ablation.baseline, condition, metric)
+    if found is None or base is None:
+        return Control(f"the baseline {name}", False, "no run of it has ended")
+    reference = SOLVED if asked == "solved" else _reference(found[1], asked)
     if reference is None:
         return Control(f"the baseline {name}", False, f"its runs recorded no {asked}")
-    bound = reference + NEAR if asked == "floor" else reference
-    values = [o.value for o in base.outcomes.values() if o.value is not None]
-    mean = sum(values) / len(values) if values else math.nan
+    values = [o.value for o in base.outcomes.values() if o.value is not None and not o.diverged]
+    if diverged := len(base.outcomes) - len(values):
+        return Control(f"the baseline {name}", False, f"{diverged} of its {len(base.outcomes)} runs diverged")
+    mean, bound = sum(values) / len(values), reference + NEAR if asked == "floor" else reference
     passed = mean < bound if better(metric) == "lower" else mean > bound
     return Control(f"the baseline {name}", passed, f"baseline {mean:.3f} against {needed} {reference:.3f}")

@@ -11,6 +11,7 @@ from ablations.lint import Warning, lint
 from ablations.power import equivalence_margin_needed, minimum_detectable_effect
 from ablations.profiles import check_limits
 from transformer.analysis import accounting, estimate
+from transformer.numerics import EXECUTIONS
 
 ASSUMED_SIGMA = 0.02  # nats; paired differences of structurally different arms at quick scale
 STEP_OVERHEAD = 2e-3  # seconds; what a step costs on a CPU beside its arithmetic
@@ -85,8 +86,16 @@ def make(name: str, profile: str, runs: Path, workers: int) -> Plan:
         seeds,
         minimum_detectable_effect(seeds) * used,
         equivalence_margin_needed(seeds) * used,
-        sum(row.seconds for row in rows) / max(1, min(workers, sum(row.missing for row in rows))),
+        _wall_seconds(rows, workers, "together" in EXECUTIONS[arms[0].config.execution].traits),
     )
+
+
+def _wall_seconds(rows: list[Row], workers: int, is_population: bool) -> float:
+    """Of all arms: each worker trains one after the other, and those without an arm of their own start up in another;
+    a population is left to one worker."""
+    to_do = [row for row in rows if row.missing]
+    used = max(1, min(workers, len(to_do) if is_population else sum(row.missing for row in to_do)))
+    return (sum(row.seconds for row in to_do) + START_UP * max(0, used - len(to_do))) / used
 
 
 def _row(arm: ArmCell, note: str, runs: Path, rate: float) -> Row:

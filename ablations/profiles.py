@@ -41,7 +41,7 @@ FULL = {
     "train.eval_every": 100,
     "train.checkpoint_every": 500,
 }
-EASED = {"bigram": "unigram", "solved": "chance"}  # what seconds of training can show of learning
+EASED = {"bigram": "unigram", "solved": "chance", "floor": ""}  # what seconds of training can show of learning
 STANDARD = {
     "smoke": Profile(
         SMOKE, learning_rates=(3e-3,), test_seeds=2, verdicts=False, insists={"train.steps": 10}, eased=EASED

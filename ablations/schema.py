@@ -28,6 +28,7 @@ UNITS = {
     ),
     **dict.fromkeys(PERCENT, "points"),
 }
+CONTROLS = ("", "unigram", "bigram", "floor", "chance", "solved")
 MAX_SEED = 1000  # test seeds lie below, tuning seeds from here on, twins' from twice as far
 BY_CHECK = ("exact", "formula")  # types of contrast that are decided without a run: no arms, no metric
 
@@ -165,8 +166,8 @@ class Ablation:
       matched: what the arms have in common by construction ("parameters", "flops", "tokens", ...).
       probes: what is measured on each trained member beside its loss (`ablations/probes.py`).
       positive_control: what the baseline must manage before it may judge others: beat `unigram` or `bigram` (entropies
-        of the validation text) with its loss, come near the `floor` (the least loss a task allows), beat `chance` (of a
-        task) with its primary metric, have the task `solved`, or empty for nothing.
+        of the validation text) with its loss, come within 0.05 nats of the `floor` (the least loss a task allows), beat
+        `chance` (of a task) with its primary metric, have the task `solved` (95 points), or empty for nothing.
       primary_metric: the field of the final evaluation that tuning minimises, or maximises if it is in points: `loss`
         (nats per token), `accuracy` or `exact_match` (points, 0 to 100), or what a probe measures.
       unanswered: claim -> why this config does not decide it.
@@ -195,6 +196,25 @@ class Ablation:
                     )
         for contrast in self.contrasts:
             self._check(contrast)
+        for name in self.conditions:
+            self._check_control(name, self._control(name))
+        for profile in self.profiles.values():
+            for control in (*profile.eased, *profile.eased.values()):
+                self._check_name(control)
+
+    def _check_control(self, condition: str, control: str) -> None:
+        self._check_name(control)
+        metric = self.metric_under(condition)
+        if control in ("chance", "solved") and metric not in PERCENT:
+            raise ConfigError(
+                f"The positive control {control!r} of condition {condition!r} is about points, but its primary metric "
+                f"is {metric!r}; make it one of: {', '.join(PERCENT)}."
+            )
+
+    @staticmethod
+    def _check_name(control: str) -> None:
+        if control not in CONTROLS:
+            raise _unknown("positive control", control, filter(None, CONTROLS))
 
     def _check(self, contrast: Contrast) -> None:
         needs_check = contrast.type in BY_CHECK
@@ -244,9 +264,12 @@ class Ablation:
 
     def control_under(self, condition: str, profile: str) -> str:
         """What the baseline must manage under a condition at a profile; empty for nothing."""
-        own = self.conditions[condition].positive_control
-        control = self.positive_control if own is None else own
+        control = self._control(condition)
         return self.profile(profile).eased.get(control, control)
+
+    def _control(self, condition: str) -> str:
+        own = self.conditions[condition].positive_control
+        return self.positive_control if own is None else own
 
     def profile(self, name: str) -> Profile:
         """A profile by its name, or its repetition on other seeds, such as `quick@100`.

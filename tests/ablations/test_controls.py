@@ -7,8 +7,9 @@ import dataclasses
 import pytest
 
 from ablations import committed, jobs, summary
-from ablations.schema import Condition
+from ablations.schema import Condition, Profile
 from tests.ablations.lab import ablation, arm, fill, write_config
+from transformer.errors import ConfigError
 
 MADE = ablation(rates=(1e-2,), seeds=8)
 REFERENCES = {"unigram": 3.0, "bigram": 2.5, "floor": 2.0, "chance": 50.0}
@@ -20,8 +21,12 @@ def run(folder, configs, made, loss=lambda member: 2.04, **changes):
     for name, offset in (("base", 0.0), ("other", 0.1)):
         known = jobs.registered("tiny", made)
         about = {"contrasts": known, "references": REFERENCES, **changes}
-        fill(folder, arm(made, name), lambda member, o=offset: loss(member) + o, **about)
+        fill(folder, arm(made, name), lambda member, o=offset: shifted(loss(member), o), **about)
     return summary.summarize(summary.collect("tiny", "tiny", folder))
+
+
+def shifted(value, offset):
+    return None if value is None else value + offset
 
 
 @pytest.mark.parametrize(
@@ -65,9 +70,9 @@ def test_a_profile_may_hold_a_baseline_to_less(tmp_path, configs):
 @pytest.mark.parametrize(
     ("shift", "read"),
     [
-        (0.0, "zero within its 95% interval"),
+        (0.0, "consistent with zero"),
         (0.004, "not zero, but too small to matter (less than 0.01)"),
-        (0.02, "not zero within its 95% interval: the negative control failed"),
+        (0.02, "not consistent with zero: the negative control failed"),
     ],
 )
 def test_twins_that_differ_are_told_from_twins_that_do_not(tmp_path, configs, shift, read):
@@ -84,5 +89,39 @@ def test_the_committed_table_lists_controls_and_twins(tmp_path, configs, monkeyp
     table = committed._controls([report])
     (line,) = [line for line in table.splitlines() if line.startswith("| tiny, tiny ")]
     assert "beats the bigram entropy (baseline 2.403 against bigram entropy 2.500): **passed**" in line
-    assert "8 pairs: zero within" in line
-    assert committed._controls([run(tmp_path / "other", configs, MADE)]) == ""
+    assert "8 pairs: consistent with zero" in line
+    again = {**report, "name": "other question"}
+    (line,) = [line for line in committed._controls([report, again]).splitlines() if line.startswith("| tiny, tiny")]
+    assert line.startswith("| tiny, tiny<br>other question, tiny |")  # the same runs stand there once
+    bare = committed._controls([run(tmp_path / "other", configs, MADE)])
+    assert "| tiny, tiny | – | +0 [+0, +0] nats per token, 8 pairs" in bare
+    report["noise"][0]["mean"] = None  # too few twins so far
+    assert "**passed** | – |" in committed._controls([report])
+    assert committed._controls([]) == ""
+
+
+def test_a_baseline_that_diverges_or_was_not_run_passes_nothing(tmp_path, configs):
+    made = dataclasses.replace(MADE, positive_control="bigram")
+    diverging = run(tmp_path, configs, made, lambda member: 2.0 if member.seed == 7 else None)["conditions"][0]
+    assert diverging["passed"] is False and "7 of its 8 runs diverged" in diverging["control"]
+    write_config(configs, made)
+    fill(tmp_path / "lone", arm(made, "other"), lambda member: 2.0, references=REFERENCES)
+    (row,) = summary.summarize(summary.collect("tiny", "tiny", tmp_path / "lone"))["conditions"]
+    assert row["passed"] is False and "no run of it has ended" in row["control"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {"positive_control": "bigrams"},
+            "Unknown positive control 'bigrams'; it is one of: unigram, bigram, floor, chance, solved",
+        ),
+        ({"positive_control": "solved"}, "'solved' of condition 'default' is about points, but its primary metric is"),
+        ({"conditions": {"default": Condition(positive_control="chance")}}, "is about points"),
+        ({"profiles": {"tiny": Profile(eased={"bigram": "nothing"})}}, "Unknown positive control 'nothing'"),
+    ],
+)
+def test_a_control_that_means_nothing_is_refused(changes, said):
+    with pytest.raises(ConfigError, match=said):
+        dataclasses.replace(MADE, **changes)

@@ -71,7 +71,11 @@ def test_runs_and_what_is_left_of_them(make, tmp_path):
     assert second.rows[1].seconds == 0.0 and second.seconds < first.seconds
     alone, crowd = make(workers=1), make(workers=50)
     assert alone.seconds == sum(row.seconds for row in alone.rows)
-    assert crowd.seconds == sum(row.seconds for row in crowd.rows) / 14  # no more workers than members
+    (base, _) = crowd.rows
+    assert crowd.seconds == (base.seconds + 13 * plan.START_UP) / 14  # no more workers than members; each starts up
+    population = make(ablation("no.txt", seeds=6, size={"execution": "population"}), workers=50)
+    busy = [row.seconds for row in population.rows if row.missing]
+    assert population.seconds == sum(busy) / len(busy)  # each is left to one process
 
 
 def test_a_measured_run_replaces_the_estimate(make, tmp_path):
