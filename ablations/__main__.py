@@ -7,8 +7,10 @@ import sys
 from pathlib import Path
 
 from ablations.catalog import CONFIGS, RUNS
+from ablations.profiles import DEFAULT_PROFILE
 from transformer.errors import UserError
 from transformer.numerics import EXECUTIONS
+from transformer.training.interrupts import STOPPED_BY_USER
 
 EXECUTION_HELP = "how members of an arm are trained; auto: one by one on a CPU, together on an accelerator; never mixed"
 
@@ -40,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
             sub.add_argument("names", nargs="+" if name in ("plan", "run", "keep", "push") else "*", metavar="NAME")
         sub.add_argument(
             "--profile",
-            default="demo" if name == "try" else "quick",
+            default="demo" if name == "try" else DEFAULT_PROFILE,
             help="smoke, demo, quick or full; quick@100 repeats quick on the seeds from 100 on",
         )
         runs = None if name == "report" else RUNS
@@ -73,6 +75,9 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:
+        print("stopped; what was finished is kept, and the same command goes on from there", file=sys.stderr)
+        return STOPPED_BY_USER
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import collections
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from ablations.catalog import RUNS
 from ablations.cells import cells
 from ablations.evidence import FormulaCheck
 from ablations.lint import lint, require_clean
-from ablations.profiles import check_limits
+from ablations.profiles import DEFAULT_PROFILE, check_limits
 from ablations.runner import Pool, default_workers
 from ablations.schema import Ablation, repetition
 from transformer.errors import UserError
@@ -102,6 +103,7 @@ def run_command(arguments: argparse.Namespace) -> int:
         check_limits(name, ablation, arguments.profile)
         counts = plan.parameter_counts(cells(name, ablation, arguments.profile))
         require_clean(lint(name, ablation, arguments.profile, counts))
+    _make(arguments.runs)
     for name in arguments.names:
         run_checks(name, catalog.load(name), arguments.runs)
     progress.start()
@@ -114,6 +116,20 @@ def run_command(arguments: argparse.Namespace) -> int:
         return code
     report_command(arguments)
     return code
+
+
+def _make(runs: Path) -> None:
+    """The folder of all arms, before anything is computed for it.
+
+    Raises:
+      UserError: it cannot be made or written to.
+    """
+    try:
+        runs.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--runs={runs} cannot be made: {error.strerror}; give another folder.") from error
+    if not os.access(runs, os.W_OK):
+        raise UserError(f"--runs={runs} cannot be written to; give another folder.")
 
 
 def run_checks(name: str, ablation: Ablation, runs: Path) -> None:
@@ -152,8 +168,12 @@ def report_command(arguments: argparse.Namespace) -> int:
 
     if arguments.runs is None:
         judged = [committed.data(name, profile) for name, profile in committed.kept()]
-        if missing := set(arguments.names) - {data["name"] for data in judged}:
-            raise UserError(f"No answer of {missing.pop()!r} is committed; --runs={RUNS} judges what was run here.")
+        for name in arguments.names:
+            profiles = [data["profile"] for data in judged if data["name"] == name]
+            if not profiles or arguments.profile not in (DEFAULT_PROFILE, *profiles):
+                there = f"; of it there are: {', '.join(profiles)}" if profiles else ""
+                asked = f"{name!r} at the {arguments.profile} profile" if profiles else f"{name!r}"
+                raise UserError(f"No answer of {asked} is committed{there}; --runs={RUNS} judges what was run here.")
     else:
         judged = [
             summary.summarize(summary.collect(name, arguments.profile, arguments.runs)) for name in _chosen(arguments)

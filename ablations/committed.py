@@ -125,7 +125,8 @@ def _measured(decisions: Sequence[Mapping[str, Any]], claim: Mapping[str, Any]) 
     said = []
     for decision in decisions:
         if decision["check"]:
-            said.append(decision["reason"].replace("; ", BREAK))
+            several = decision["type"] == "formula"  # a number after the other
+            said.append(decision["reason"].replace("; ", BREAK) if several else decision["reason"])
         elif decision["estimate"] is None:
             said.append(f"{_said_of(decision)}: {decision['reason']}")
         else:
@@ -135,7 +136,8 @@ def _measured(decisions: Sequence[Mapping[str, Any]], claim: Mapping[str, Any]) 
 
 def _said_of(decision: Mapping[str, Any]) -> str:
     """What is compared, in which metric and under which condition."""
-    what = (", " if decision["arms"] else " − ").join(_names(decision))
+    between = " − " if decision["estimate_name"] == "difference" else " against "
+    what = (", " if decision["arms"] else between).join(_names(decision))
     if decision["metric"] != "loss":
         what += f", {decision['metric'].replace('_', ' ')}"
     return what if decision["condition"] == "default" else f"{what} ({decision['condition']})"

@@ -52,6 +52,7 @@ STANDARD = {
 }
 
 
+DEFAULT_PROFILE = "quick"
 PRECEDENCE = ("full", "quick", "demo")  # the first that judged a claim is the one that stands
 
 

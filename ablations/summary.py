@@ -284,7 +284,15 @@ def _headline(rows: Sequence[Mapping[str, Any]], results: Results) -> str:
     proved = len(decided) - len(measured) if measured else 0
     said = "; ".join(f"{row['statement'].rstrip('.')}: {worded(row)}" for row in measured or decided)
     counted = f" {proved} {'claim was' if proved == 1 else 'claims were'} settled by tests." if proved else ""
-    return f"{said} ({_scales(results)}).{counted}"
+    return f"{said} ({_scales(results)}).{counted}{_left_out(results)}"
+
+
+def _left_out(results: Results) -> str:
+    """That a profile asks under some of the conditions only."""
+    ran, every = results.ablation.profile(results.profile).conditions, results.ablation.conditions
+    if not ran or len(ran) == len(every):
+        return ""
+    return f" Asked under {len(ran)} of {len(every)} conditions."
 
 
 def _scales(results: Results) -> str:

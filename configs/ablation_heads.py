@@ -57,7 +57,8 @@ ABLATION = Ablation(
         "pointers_learned": Condition(LEARNED, note="the same, a learned position in each value", **POINTED),
         "pointers_many": Condition(
             MANY,
-            note="eight items with sixteen values, one layer, first weights large enough for four heads to solve it",
+            note="eight items with sixteen values, one layer, larger initial weights; set anew after a first version, "
+            "thirty-two values, that four heads had not solved",
             **POINTED,
         ),
         "pointers_two_layers": Condition(

@@ -54,7 +54,12 @@ def check_refused(done: subprocess.CompletedProcess, *said: str) -> None:
 
 CONFIGS = {
     "no config": ((), "--config=FILE is required"),
-    "missing file": (("--config=configs/bsae.py",), "configs/bsae.py", "No such file"),
+    "missing file": (
+        ("--config=configs/bsae.py",),
+        "configs/bsae.py does not exist",
+        'Did you mean "configs/base.py"?',
+    ),
+    "missing folder": (("--config=nowhere/x.py",), "nowhere/x.py does not exist", "such as configs/base.py"),
     "not a config": (("--config=README.md",), "README.md", "could not be loaded"),
     "no arms": (("--config=configs/base.py:post",), "configs/base.py:post", "no arms"),
     "unknown arm": (("--config=configs/ablation_prenorm.py:prost",), "'prost'", 'Did you mean "post"?'),

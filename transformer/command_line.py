@@ -24,7 +24,7 @@ from transformer.config import (
     to_flat,
     unknown_field,
 )
-from transformer.errors import ConfigError, UserError
+from transformer.errors import ConfigError, UserError, did_you_mean
 from transformer.schema import Config
 
 USAGE_ERROR = 2
@@ -92,6 +92,10 @@ def config_from_flag() -> ConfigFlag:
     try:
         values = flag.value.to_dict()  # a file that could not be loaded says so only now
     except (OSError, AttributeError) as error:
+        if not Path(file).exists():
+            there = sorted(map(str, Path(file).parent.glob("*.py")))
+            hint = did_you_mean(file, there) or " Give a file such as configs/base.py."
+            raise ConfigError(f"--config={file} does not exist.{hint}") from error
         problem = _one_line(error.__cause__ or error, f"--config={file} could not be loaded: ")
         raise ConfigError(problem) from error
     stem = Path(file).stem

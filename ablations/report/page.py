@@ -16,6 +16,7 @@ from ablations.report.figures import styles_of
 from ablations.report.members import Row, baseline_of, conditions, judged_runs, titled
 from ablations.report.pairs import sides
 from ablations.report.palette import style_sheet
+from ablations.report.reached import reached
 from ablations.report.svg import Figure
 from ablations.schema import BY_CHECK
 
@@ -100,6 +101,7 @@ def context(report: Row, figures: Sequence[Figure]) -> dict[str, Any]:
         "certainty": words.certainty(report),
         "claims": _claims(report),
         "figures": {figure.name: figure for figure in figures},
+        "reached": reached(report),
         "unlucky": words.unlucky_runs(report),
         "cost": _cost(report),
         "confounds": _confounds(report),

@@ -84,7 +84,7 @@ def _rates(report: Row) -> list[str]:
         said.append(
             f"Each arm is judged at its own best learning rate, chosen among {len(rates)} from "
             f"{numbers.rate(rates[0])} to {numbers.rate(rates[-1])} on {plural(seeds, 'tuning seed')} that the "
-            "comparison does not use."
+            "comparison does not use; another choice would move the results, which no interval here takes in."
         )
     else:
         used = sorted({arm["learning_rate"] for arm in report["arms"] if arm["learning_rate"]})
@@ -176,7 +176,30 @@ ESTIMATES = {
 def explained(report: Row) -> str:
     """What the less usual estimates of a report mean."""
     shown = {decision["estimate_name"] for decision in report["decisions"] if decision["estimate"] is not None}
-    return " ".join(text for name, text in ESTIMATES.items() if name in shown)
+    return " ".join([text for name, text in ESTIMATES.items() if name in shown] + _yardsticks(report))
+
+
+def _yardsticks(report: Row) -> list[str]:
+    """What fraction a predictor that knows the last token alone would recover, where fractions of a loss are shown."""
+    said: dict[str, str] = {}
+    for decision in report["decisions"]:
+        base = [pair["base"] for pair in decision["paired"] if pair["base"] is not None]
+        if decision["type"] != "catastrophe" or not base:
+            continue
+        marks = dict(judged_by(report, decision["condition"])["references"])
+        unigram, bigram = marks.get("unigram entropy"), marks.get("bigram entropy")
+        if unigram is None or bigram is None:
+            continue
+        learned = unigram - sum(base) / len(base)
+        if learned > 0:
+            said[decision["condition"]] = f"{(unigram - bigram) / learned:.2f} under {decision['condition']}"
+    if not said:
+        return []
+    found = listed(list(said.values()))
+    return [
+        f"A table of which token follows which, the bigram entropy, comes to {found}: as much can be had without "
+        "looking further back than one token."
+    ]
 
 
 def control_sentences(report: Row) -> list[str]:

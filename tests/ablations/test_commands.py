@@ -251,6 +251,25 @@ def test_a_users_slip_is_one_line_and_exit_code_2(tmp_path, capsys, monkeypatch,
     assert not said.out and not list((tmp_path / "runs").rglob("lr*"))
 
 
+def test_a_runs_folder_that_cannot_be_is_refused_before_anything_is_checked(tmp_path, configs, capsys, monkeypatch):
+    monkeypatch.setattr(checks, "run", None)
+    write_config(configs, MADE)
+    (tmp_path / "file").write_text("")
+    command = ["run", "tiny", "--profile=tiny", f"--configs={configs}", f"--runs={tmp_path / 'file' / 'runs'}"]
+    assert main(command) == 2
+    assert "file/runs cannot be made: Not a directory; give another folder." in capsys.readouterr().err
+
+
+def test_an_interrupt_outside_training_is_one_line(tmp_path, configs, capsys, monkeypatch):
+    def interrupted(wanted, runs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checks, "run", interrupted)
+    write_config(configs, MADE)
+    assert main(["run", "tiny", "--profile=tiny", f"--configs={configs}", f"--runs={tmp_path / 'runs'}"]) == 130
+    assert capsys.readouterr().err.splitlines()[-1].startswith("stopped; what was finished is kept")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

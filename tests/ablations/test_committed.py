@@ -95,6 +95,8 @@ def test_the_command_writes_the_same_bytes_each_time(trained, configs, capsys):
     assert "(tiny/tiny/report.md)" in table
     assert main(["report", "missing", f"--configs={configs}", f"--out={trained / 'pages'}"]) == 2
     assert "No answer of 'missing' is committed" in capsys.readouterr().err
+    assert main(["report", "tiny", "--profile=full", f"--configs={configs}", f"--out={trained / 'pages'}"]) == 2
+    assert "'tiny' at the full profile is committed; of it there are: tiny;" in capsys.readouterr().err
 
 
 def test_a_repetition_stands_beside_the_first_estimates(trained, configs):

@@ -7,7 +7,10 @@ import dataclasses
 import pytest
 
 from ablations import committed, jobs, summary
-from ablations.schema import Condition, Profile
+from ablations.report.contract import complete
+from ablations.report.reached import reached
+from ablations.report.words import explained
+from ablations.schema import Arm, Condition, Contrast, Profile
 from tests.ablations.lab import ablation, arm, fill, write_config
 from transformer.errors import ConfigError
 
@@ -98,6 +101,38 @@ def test_the_committed_table_lists_controls_and_twins(tmp_path, configs, monkeyp
     report["noise"][0]["mean"] = None  # too few twins so far
     assert "**passed** | – |" in committed._controls([report])
     assert committed._controls([]) == ""
+
+
+def test_what_each_arm_reached_is_told_run_by_run(tmp_path, configs):
+    """Two groups of runs show, whatever their mean; so does an arm that nothing compares."""
+    arms = {"base": Arm(), "other": Arm({"model.norm.kind": "none"}), "third": Arm({"model.ffn.kind": "none"})}
+    made = ablation(rates=(1e-2,), seeds=8, arms=arms)
+    write_config(configs, made)
+    for name in arms:
+        stuck = 6 if name == "other" else 9
+        values = {"references": REFERENCES, "contrasts": jobs.registered("tiny", made)}
+        fill(tmp_path, arm(made, name), lambda m, s=stuck: 3.01 if m.seed >= s else 2.0 + 0.01 * m.seed, **values)
+    report = complete(summary.summarize(summary.collect("tiny", "tiny", tmp_path)))
+    base, other, third = reached(report)
+    assert (base["arm"], base["mean"], base["range"], base["beaten"]) == (
+        "base (baseline)",
+        "2.035",
+        "2.000 to 2.070",
+        "",
+    )
+    assert other["range"] == "2.000 to 3.010" and other["seeds"] == "8 of 8" and other["rate"] == "1e−2"
+    assert other["beaten"] == (
+        "2 of 8 no better than the unigram entropy (3.000) and 2 of 8 no better than the bigram entropy (2.500)"
+    )
+    assert third["arm"] == "third (not compared)"
+
+
+def test_a_fraction_stands_beside_what_a_table_of_pairs_would_give(tmp_path, configs):
+    lost = Contrast("layernorm_removal", "catastrophe", test="other", base="base")
+    made = dataclasses.replace(MADE, contrasts=(lost,))
+    report = complete(run(tmp_path, configs, made, lambda member: 2.0 + 0.001 * member.seed))
+    assert "bigram entropy, comes to 0.50 under default" in explained(report)  # (3.0 - 2.5) / (3.0 - 2.0)
+    assert "bigram" not in explained(complete(run(tmp_path / "other", configs, MADE)))
 
 
 def test_a_baseline_that_diverges_or_was_not_run_passes_nothing(tmp_path, configs):

@@ -185,7 +185,7 @@ def test_a_diverged_run_is_marked_listed_and_does_not_flatten_the_rest(small):
 
 def test_the_sections_come_in_order(small):
     html = (small / "report.html").read_text(encoding="utf-8")
-    order = "asked fixed certainty verdicts learning-rates curves pairs stability cost confounds noise checks"
+    order = "asked fixed certainty verdicts reached learning-rates curves pairs stability cost confounds noise checks"
     places = [html.index(f'<section id="{name}">') for name in (*order.split(), "literature", "provenance")]
     assert places == sorted(places)
     assert html.index("<h1>") < html.index('class="badge supported"') < places[0]

@@ -105,6 +105,16 @@ def test_the_headline_says_what_was_measured_and_counts_what_was_proved(lab, mon
     assert proved in alone and "settled by tests" not in alone
 
 
+def test_a_profile_that_asks_under_some_conditions_says_so(lab):
+    conditions = {"default": Condition(), "deep": Condition({"model.num_layers": 2})}
+    made = dataclasses.replace(
+        MADE, conditions=conditions, contrasts=(dataclasses.replace(WORSE, conditions=("default",)),)
+    )
+    tiny = dataclasses.replace(made.profiles["tiny"], conditions=("default",))
+    headline = judged(lab(dataclasses.replace(made, profiles={"tiny": tiny})))["headline"]
+    assert headline.endswith("Asked under 1 of 2 conditions.") and "Asked" not in judged(lab())["headline"]
+
+
 def test_deleting_an_arm_leaves_nothing_run(lab):
     runs = lab(names=("base",))
     assert decide(runs)["verdict"] == "inconclusive" and decide(runs)["reason"] == "not run"

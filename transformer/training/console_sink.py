@@ -56,7 +56,7 @@ class ConsoleSink:
             return
         if train:
             self._shown = now
-        split = {} if train else {"split": row["split"]}
+        split = {} if train else {"split": f"{row['split']}{' (whole)' if row.get('final') else ''}"}
         to_stderr(_line({"step": f"{row['step']}/{self._total}", **split, **self._numbers(row)}))
 
     def text(self, step: int, name: str, text: str) -> None:

@@ -1,0 +1,60 @@
+"""What each arm reached on its own, compared or not: the numbers behind every difference."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+
+from ablations.report import numbers
+from ablations.report.members import Row, judged_by, judged_runs, titled
+from ablations.report.numbers import listed
+
+POINTS = "points"
+BY_CHANCE = 2.0  # points above chance that a test split may give by luck
+MARKS = ("unigram entropy", "bigram entropy", "chance")  # references that a model which learned beats
+
+
+def reached(report: Row) -> list[dict[str, str]]:
+    """One row per arm: its learning rate, the metric over test seeds, and how many of them a simple predictor beats."""
+    compared = {
+        (name, decision["condition"])
+        for decision in report["decisions"]
+        for name in (decision["test"], decision["base"], *decision["arms"])
+    }
+    rows = []
+    for arm in report["arms"]:
+        judged, runs = judged_by(report, arm["condition"]), judged_runs(arm)
+        found = [run["metrics"].get(judged["metric"]) for run in runs if run["state"] == "done"]
+        values = [value for value in found if value is not None]
+        alone = "" if (arm["arm"], arm["condition"]) in compared else " (not compared)"
+        rows.append(
+            {
+                "arm": titled(report, arm) + (" (baseline)" if arm["baseline"] else alone),
+                "metric": f"{judged['metric'].replace('_', ' ')}{', ' + judged['unit'] if judged['unit'] else ''}",
+                "rate": numbers.rate(arm["learning_rate"]),
+                "seeds": f"{len(values)} of {len(runs)}",
+                "mean": _written(statistics.fmean(values), judged) if values else numbers.NOTHING,
+                "range": f"{_written(min(values), judged)} to {_written(max(values), judged)}" if values else "",
+                "beaten": _beaten(values, judged),
+            }
+        )
+    return rows
+
+
+def _written(value: float, judged: Row) -> str:
+    return numbers.fixed(value, 1 if judged["unit"] == POINTS else 3)
+
+
+def _beaten(values: Sequence[float], judged: Row) -> str:
+    """How many runs are no better than each simple predictor."""
+    said = []
+    for name, mark in judged["references"]:
+        if name in MARKS and mark is not None:
+            behind = sum(_no_better(value, mark, judged) for value in values)
+            if behind:
+                said.append(f"{behind} of {len(values)} no better than the {name} ({_written(mark, judged)})")
+    return listed(said, "and") if said else ""
+
+
+def _no_better(value: float, mark: float, judged: Row) -> bool:
+    return value <= mark + BY_CHANCE if judged["better"] == "higher" else value >= mark
