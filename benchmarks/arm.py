@@ -8,14 +8,17 @@ Three things are measured, each in processes of their own:
 start-up    imports, config and corpus, initial weights, tracing and lowering, compiling: wall seconds until the first
             step could start, and the share of each part. `cold` compiles with an empty cache, `warm` finds what a run
             before has left. Median of `repeats` processes each.
-one worker  a quarter of the members (4 learning rates x as many seeds) trained one after another by `run.train`, as a
-            worker with all cores does it, compiled once. `ratio` is the wall time of a member over steps x step time:
-            1 would be nothing but steps. `without evaluation` leaves out the time spent in evaluations, of which the
-            protocol asks for seven, the last over the whole validation split.
-the lab     all members through the pool of workers that `python -m ablations run` uses, one per core, with an empty
-            cache. `ratio` is (wall time - cold start-up) / (members x steps x step time); the aim is 1.1.
+one worker  a quarter of the members (4 learning rates x as many seeds, two at least) trained one after another by
+            `run.train`, as a worker with all cores does it, compiled once. `ratio` is the wall time of a member over
+            steps x step time: 1 would be nothing but steps. `without evaluation` leaves out the time spent in
+            evaluations, of which the protocol asks for seven, the last over the whole validation split.
+the lab     all members, and the best rate on one seed more, through the pool of workers that `python -m ablations run`
+            uses on a CPU, one per core, with an empty cache. `ratio` is (wall time - cold start-up) / (members x steps
+            x step time). It may be below 1, since workers with a core each step side by side: `of side by side` is the
+            same against what as many such processes reach with nothing but steps.
 
-The step time is that of one process with all cores to itself, many steps in one call, before and after.
+The step time is that of one process with all cores to itself, many steps in one call, before and after: the median,
+and the fastest and slowest call, with the ratios they would give. The aim for `ratio` is 1.1.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +125,8 @@ def time_steps(steps: int) -> list[float]:
 def train_in_the_lab(members: int, steps: int) -> dict[str, Any]:
     """Trains an arm with the lab's pool of workers; wall seconds and how many members there were.
 
-    Every learning rate is tried on the same seeds, and the best one on one more.
+    Every learning rate is tried on the same seeds, and the best one on one more; where it lies at an end of the grid,
+    so are those beyond.
     """
     from ablations import runner, store
     from ablations.cells import ArmCell
@@ -171,31 +176,32 @@ def train_arm(members: int, steps: int) -> dict[str, Any]:
                 raise reporting.BenchmarkError(f"a member ended as {outcome.state}")
     loop.evaluate_members = evaluate
     step_seconds += timer.repeated()
-    step = statistics.median(step_seconds)
-    # The first member compiles the evaluation as well; what it takes beyond the others is start-up.
-    whole, other = (statistics.median(seconds[1:]) / (steps * step) for seconds in (walls, _less(walls, evaluating)))
-    return {
-        "walls": walls,
-        "evaluating": evaluating,
-        "step_seconds": step_seconds,
-        "wall": sum(walls),
-        "ratio": whole,
-        "ratio_without_evaluation": other,
-    }
+    return {"walls": walls, "evaluating": evaluating, "step_seconds": step_seconds, "wall": sum(walls)}
 
 
 def _less(walls: list[float], parts: list[float]) -> list[float]:
     return [wall - part for wall, part in zip(walls, parts, strict=True)]
 
 
-def in_a_process(what: str, cache: str, *arguments: int) -> dict[str, Any]:
-    """Calls a function of this file in a fresh process with a compile cache of its own."""
-    code = f"import json; from benchmarks.arm import {what}; print(json.dumps({what}(*{arguments!r})))"
+def in_processes(what: str, cache: str, *arguments: int, cpus: Sequence[set[int]] = (set(),)) -> list[Any]:
+    """Calls a function of this file in fresh processes side by side, each on cores of its own (none named: on all),
+    with this compile cache."""
     environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": cache, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True)
-    if done.returncode:
+    call = f"import json; from benchmarks.arm import {what}; print(json.dumps({what}(*{arguments!r})))"
+    processes = []
+    for share in cpus:
+        code = f"import os; os.sched_setaffinity(0, {share}); {call}" if share else call
+        command = [sys.executable, "-c", code]
+        processes.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True))
+    written = [process.communicate()[0] for process in processes]
+    if any(process.returncode for process in processes):
         raise reporting.BenchmarkError(f"{what} failed in its process")
-    return json.loads(done.stdout.splitlines()[-1])
+    return [json.loads(text.splitlines()[-1]) for text in written]
+
+
+def in_a_process(what: str, cache: str, *arguments: int) -> Any:
+    """The same in one process."""
+    return in_processes(what, cache, *arguments)[0]
 
 
 def measure(members: int, steps: int, repeats: int) -> dict[str, Any]:
@@ -210,6 +216,10 @@ def measure(members: int, steps: int, repeats: int) -> dict[str, Any]:
         before = in_a_process("time_steps", warm_cache, steps)
         lab = in_a_process("train_in_the_lab", os.path.join(warm_cache, "lab"), members, steps)
         lab["step_seconds"] = before + in_a_process("time_steps", warm_cache, steps)
+        cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+        shares = [set(cores[i :: lab["workers"]]) for i in range(lab["workers"])]
+        beside = in_processes("time_steps", warm_cache, steps, cpus=shares)
+        lab["side_by_side"] = [seconds for process in beside for seconds in process]
     return {"cold": cold, "warm": warm, "alone": alone, "lab": lab, "steps": steps}
 
 
@@ -220,56 +230,55 @@ def tables(found: dict[str, Any]) -> list[Table]:
         parts = {part: statistics.median(run[part] for run in found[kind]) for part in PARTS}
         total = statistics.median(sum(run.values()) for run in found[kind])
         rows.append((kind, *(f"{seconds:.2f}" for seconds in parts.values()), f"{total:.2f}"))
+    start = statistics.median(sum(run.values()) for run in found["cold"])
+    columns = ("", "members", "wall s", "step ms", "evaluations s", "ratio", "without evaluation", "of side by side")
     return [
         Table("Start-up of an arm, seconds", ("cache", *PARTS, "all"), tuple(rows)),
         Table(
             f"Members of {found['steps']} steps",
-            (
-                "",
-                "members",
-                "wall s",
-                "step ms",
-                "steps alone s",
-                "evaluations s",
-                "ratio",
-                "without evaluation",
-                "aim",
-            ),
-            (_alone(found["alone"], found["steps"]), _lab(found)),
+            (*columns, "aim"),
+            (_alone(found["alone"], found["steps"]), _lab(found["lab"], found["steps"], start)),
         ),
     ]
 
 
 def _alone(arm: dict[str, Any], steps: int) -> tuple[str, ...]:
-    step, members = statistics.median(arm["step_seconds"]), len(arm["walls"])
+    """The row of one worker; what the first member compiles is not in the ratios."""
+    wall = statistics.median(arm["walls"][1:])
+    left = statistics.median(_less(arm["walls"], arm["evaluating"])[1:])
     return (
         "one worker",
-        str(members),
+        str(len(arm["walls"])),
         f"{arm['wall']:.1f}",
-        f"{1e3 * step:.2f}",
-        f"{members * steps * step:.1f}",
+        _range([1e3 * step for step in arm["step_seconds"]], 1),
         f"{sum(arm['evaluating']):.1f}",
-        f"{arm['ratio']:.2f}",
-        f"{arm['ratio_without_evaluation']:.2f}",
+        _range([wall / (steps * step) for step in arm["step_seconds"]], 2),
+        _range([left / (steps * step) for step in arm["step_seconds"]], 2),
         "",
+        "1.10",
     )
 
 
-def _lab(found: dict[str, Any]) -> tuple[str, ...]:
-    lab, step = found["lab"], statistics.median(found["lab"]["step_seconds"])
-    steps_alone = lab["members"] * found["steps"] * step
-    start = statistics.median(sum(run.values()) for run in found["cold"])
+def _lab(lab: dict[str, Any], steps: int, start: float) -> tuple[str, ...]:
+    """The row of the lab."""
+    wall, run = lab["wall"] - start, lab["members"] * steps
+    limit = run * statistics.median(lab["side_by_side"]) / lab["workers"]
     return (
         f"the lab, {lab['workers']} workers",
         str(lab["members"]),
         f"{lab['wall']:.1f}",
-        f"{1e3 * step:.2f}",
-        f"{steps_alone:.1f}",
+        _range([1e3 * step for step in lab["step_seconds"]], 1),
         "",
-        f"{(lab['wall'] - start) / steps_alone:.2f}",
+        _range([wall / (run * step) for step in lab["step_seconds"]], 2),
         "",
+        f"{wall / limit:.2f}",
         "1.10",
     )
+
+
+def _range(values: list[float], digits: int) -> str:
+    """The median, and in brackets the least and the largest."""
+    return f"{statistics.median(values):.{digits}f} [{min(values):.{digits}f}, {max(values):.{digits}f}]"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -279,8 +288,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=240, help="steps of each member")
     parser.add_argument("--repeats", type=int, default=3, help="processes per start-up measurement")
     options = parser.parse_args(arguments)
-    if options.members < 4 or options.members % 4 or options.steps < 1 or options.repeats < 1:
-        parser.error("--members must be a multiple of 4, --steps and --repeats at least 1")
+    if options.members < len(RATES) or options.members % len(RATES) or options.steps < 1 or options.repeats < 1:
+        parser.error(f"--members must be a multiple of {len(RATES)}, --steps and --repeats at least 1")
     try:
         found = measure(options.members, options.steps, options.repeats)
     except reporting.BenchmarkError as error:

@@ -20,17 +20,23 @@ def test_the_arm_is_compared_with_its_steps_alone():
         "cold": [start, {**start, "compile": 3.5}, {**start, "compile": 4.5}],
         "warm": [start] * 3,
         "alone": {
-            **{"wall": 100.0, "ratio": 1.27, "ratio_without_evaluation": 1.07, "evaluating": [10.0, 9.5]},
-            **{"step_seconds": [0.01, 0.01, 0.5], "walls": [50.0, 50.0]},
+            **{"wall": 100.0, "walls": [9.0, 3.0, 3.0], "evaluating": [1.0, 0.6, 0.6]},
+            **{"step_seconds": [0.010, 0.008, 0.012]},
         },
-        "lab": {"wall": 85.5, "members": 40, "workers": 2, "step_seconds": [0.01, 0.01, 0.5]},
+        "lab": {
+            **{"wall": 85.5, "members": 40, "workers": 2},
+            **{"step_seconds": [0.010, 0.008, 0.020], "side_by_side": [0.015, 0.016, 0.016]},
+        },
         "steps": 240,
     }
     starts, members = arm.tables(found)
     assert starts.rows[0] == ("cold", "0.50", "0.50", "0.50", "0.50", "3.50", "5.50")
     assert starts.rows[1][-1] == "2.50"
-    assert members.rows[0] == ("one worker", "2", "100.0", "10.00", "4.8", "19.5", "1.27", "1.07", "")
-    assert members.rows[1] == ("the lab, 2 workers", "40", "85.5", "10.00", "96.0", "", "0.83", "", "1.10")
+    alone, lab = members.rows
+    assert alone[1:5] == ("3", "100.0", "10.0 [8.0, 12.0]", "2.2")
+    assert alone[5:7] == ("1.25 [1.04, 1.56]", "1.00 [0.83, 1.25]")
+    assert lab[:4] == ("the lab, 2 workers", "40", "85.5", "10.0 [8.0, 20.0]")
+    assert lab[5:] == ("0.83 [0.42, 1.04]", "", "1.04", "1.10")
 
 
 @pytest.mark.parametrize("members", [1, 6])
