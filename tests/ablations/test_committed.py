@@ -113,7 +113,9 @@ def test_a_repetition_stands_beside_the_first_estimates(trained, configs):
     both = files(trained / "results")
     assert both[Path(committed.PICTURE)] == alone[Path(committed.PICTURE)]
     table, repeated = both[Path("README.md")].decode().split("\n## Repeated on other seeds\n")
-    assert table == alone[Path("README.md")].decode()
+    controls = "\n## Controls\n"
+    assert table.split(controls)[0] == alone[Path("README.md")].decode().split(controls)[0]
+    assert "| tiny, tiny<br>tiny, tiny@100 |" in table.split(controls)[1]  # the same made-up losses
     row = next(line for line in repeated.splitlines() if "tiny: other − base" in line).split("|")
     assert "+0.1 [" in row[2] and "+0.2 [" in row[3]
     assert "supported, 8 seeds<br>learning rates other 0.01, base 0.01" in row[3]
