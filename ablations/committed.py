@@ -114,7 +114,6 @@ def answers(reports: Sequence[Mapping[str, Any]]) -> Iterator[Answer]:
                     **claim,
                     "measured": _measured(decisions, claim),
                     "scale": BREAK.join(dict.fromkeys(_scale(report, decision) for decision in decisions)) or "–",
-                    "proved": bool(decisions) and all(decision["type"] == "exact" for decision in decisions),
                     "name": report["name"],
                     "profile": report["profile"],
                 }

@@ -18,9 +18,11 @@ def noise(results: Results) -> list[dict[str, Any]]:
     for cell, records in results.arms:
         if not cell.has_twins:
             continue
-        about = {"condition": cell.condition, "unit": UNITS.get(cell.metric, ""), "mean": None, "mean_interval": None}
-        missing = {"read": "", "note": "needs at least two baseline twins"}
-        rows.append({**about, "sigma": None, "interval": None, "n": 0, **missing})
+        rows.append(
+            {"condition": cell.condition, "unit": UNITS.get(cell.metric, ""), "n": 0}
+            | dict.fromkeys(("sigma", "interval", "mean", "mean_interval"))
+            | {"read": "", "note": "needs at least two baseline twins"}
+        )
         best = cell.best_learning_rate(store.scores(records, cell.metric))
         pairs = []
         for seed in cell.test_seeds:

@@ -13,7 +13,7 @@ from ablations.schema import Ablation, Profile
 from ablations.store import Record
 from transformer.config import resolve, to_dict
 from transformer.errors import UserError
-from transformer.numerics import EXECUTIONS
+from transformer.numerics import trains_together
 from transformer.training.jsonfiles import read_json, write_json
 
 ARM = "arm.json"
@@ -57,7 +57,7 @@ class Job:
     @property
     def is_population(self) -> bool:
         """Whether its members are trained together, by one process."""
-        return "together" in EXECUTIONS[self.cell.config.execution].traits
+        return trains_together(self.cell.config)
 
     def todo(self, records: Mapping[Member, Record]) -> list[Member]:
         """Members that can be trained now, in order."""

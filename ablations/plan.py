@@ -11,7 +11,7 @@ from ablations.lint import Warning, lint
 from ablations.power import equivalence_margin_needed, minimum_detectable_effect
 from ablations.profiles import check_limits
 from transformer.analysis import accounting, estimate
-from transformer.numerics import EXECUTIONS
+from transformer.numerics import trains_together
 
 ASSUMED_SIGMA = 0.02  # nats; paired differences of structurally different arms at quick scale
 STEP_OVERHEAD = 2e-3  # seconds; what a step costs on a CPU beside its arithmetic
@@ -86,7 +86,7 @@ def make(name: str, profile: str, runs: Path, workers: int) -> Plan:
         seeds,
         minimum_detectable_effect(seeds) * used,
         equivalence_margin_needed(seeds) * used,
-        _wall_seconds(rows, workers, "together" in EXECUTIONS[arms[0].config.execution].traits),
+        _wall_seconds(rows, workers, trains_together(arms[0].config)),
     )
 
 

@@ -57,6 +57,8 @@ class Pool:
         Returns:
           0, or 130 if the user stopped it, or 1 if an arm could not be finished or a member of it failed.
         """
+        for job in jobs:
+            job.write()
         waiting = [job for job in jobs if job.progress().todo or (self.retry_failed and job.failed())]
         previous = {n: signal.signal(n, self._stop) for n in (signal.SIGINT, signal.SIGTERM)}
         try:
@@ -96,7 +98,6 @@ class Pool:
         return sum(worker.job.directory == job.directory for worker in self.running)
 
     def _start(self, job: Job) -> None:
-        job.write()  # again, where another driver that shares the arm wrote what it asks of it
         taken = {worker.cpus for worker in self.running}
         cpus = next((share for share in self.shares if share not in taken), "")
         command = [sys.executable, "-m", "ablations.worker", f"--arm={job.directory.resolve()}"]
@@ -119,6 +120,7 @@ class Pool:
         self._deaths[job.directory] += 1
         alone = not self._workers(job)
         if alone and self._deaths[job.directory] <= RESTARTS and code != 2:
+            job.write()  # another driver that shares the arm may have written what it asks of it
             self._start(job)
             return
         tail = (job.directory / "worker.log").read_text(errors="replace").strip().splitlines()[-1:]

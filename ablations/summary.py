@@ -86,7 +86,9 @@ def _claims(decisions: Sequence[Decision]) -> list[dict[str, Any]]:
         indices = [i for i, d in enumerate(decisions) if d.contrast.claim == name]
         joined = overall([decisions[i] for i in indices])
         judged = {"verdict": joined.verdict, "reduced": joined.reduced, "sentence": joined.reason}
-        rows.append({**_claim(name, decisions[indices[0]].contrast.note), **judged, "decisions": indices})
+        proved = all(decisions[i].contrast.type == "exact" for i in indices)
+        about = {**_claim(name, decisions[indices[0]].contrast.note), "proved": proved}
+        rows.append({**about, **judged, "decisions": indices})
     return rows
 
 
@@ -94,6 +96,7 @@ def _unanswered(reasons: Mapping[str, str]) -> list[dict[str, Any]]:
     return [
         {
             **_claim(name),
+            "proved": False,
             "verdict": "inconclusive",
             "reduced": False,
             "sentence": f"not asked: {reason}",
@@ -278,9 +281,8 @@ def _headline(rows: Sequence[Mapping[str, Any]], results: Results) -> str:
     decided = [row for row in rows if row["verdict"] != "inconclusive"]
     if not decided:
         return f"At {results.profile} scale nothing could be decided yet; each row says what is missing."
-    # What was trained makes the headline; what a test proves is counted behind it, unless there is nothing else.
-    by_runs = {contrast.claim for contrast in results.ablation.contrasts if contrast.type != "exact"}
-    measured = [row for row in decided if row["claim"] in by_runs]
+    # What was measured makes the headline; what tests prove is counted behind it, unless there is nothing else.
+    measured = [row for row in decided if not row["proved"]]
     proved = len(decided) - len(measured) if measured else 0
     said = "; ".join(f"{row['statement'].rstrip('.')}: {worded(row)}" for row in measured or decided)
     counted = f" {proved} {'claim was' if proved == 1 else 'claims were'} settled by tests." if proved else ""

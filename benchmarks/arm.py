@@ -123,7 +123,7 @@ def time_steps(steps: int) -> list[float]:
 
 
 def train_in_the_lab(members: int, steps: int) -> dict[str, Any]:
-    """Trains an arm with the lab's pool of workers; wall seconds and how many members there were.
+    """Trains an arm with the lab's pool of workers; wall seconds, how many members there were, each worker's cores.
 
     Every learning rate is tried on the same seeds, and the best one on one more; where it lies at an end of the grid,
     so are those beyond.
@@ -139,12 +139,13 @@ def train_in_the_lab(members: int, steps: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         job = Job(cell.directory(Path(folder)), (cell,))
         started = time.perf_counter()
-        code = runner.Pool(workers, lambda *_: None).run([job])
+        pool = runner.Pool(workers, lambda *_: None)
+        code = pool.run([job])
         wall = time.perf_counter() - started
         trained = len(store.read_arm(job.directory)[0])
     if code:
         raise reporting.BenchmarkError("a member of the arm could not be trained")
-    return {"wall": wall, "members": trained, "workers": workers}
+    return {"wall": wall, "members": trained, "workers": workers, "cpus": pool.shares}
 
 
 def train_arm(members: int, steps: int) -> dict[str, Any]:
@@ -183,14 +184,14 @@ def _less(walls: list[float], parts: list[float]) -> list[float]:
     return [wall - part for wall, part in zip(walls, parts, strict=True)]
 
 
-def in_processes(what: str, cache: str, *arguments: int, cpus: Sequence[set[int]] = (set(),)) -> list[Any]:
+def in_processes(what: str, cache: str, *arguments: int, cpus: Sequence[str] = ("",)) -> list[Any]:
     """Calls a function of this file in fresh processes side by side, each on cores of its own (none named: on all),
     with this compile cache."""
     environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": cache, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     call = f"import json; from benchmarks.arm import {what}; print(json.dumps({what}(*{arguments!r})))"
     processes = []
     for share in cpus:
-        code = f"import os; os.sched_setaffinity(0, {share}); {call}" if share else call
+        code = f"import os; os.sched_setaffinity(0, {{{share}}}); {call}" if share else call
         command = [sys.executable, "-c", code]
         processes.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True))
     written = [process.communicate()[0] for process in processes]
@@ -216,9 +217,7 @@ def measure(members: int, steps: int, repeats: int) -> dict[str, Any]:
         before = in_a_process("time_steps", warm_cache, steps)
         lab = in_a_process("train_in_the_lab", os.path.join(warm_cache, "lab"), members, steps)
         lab["step_seconds"] = before + in_a_process("time_steps", warm_cache, steps)
-        cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-        shares = [set(cores[i :: lab["workers"]]) for i in range(lab["workers"])]
-        beside = in_processes("time_steps", warm_cache, steps, cpus=shares)
+        beside = in_processes("time_steps", warm_cache, steps, cpus=lab["cpus"])
         lab["side_by_side"] = [seconds for process in beside for seconds in process]
     return {"cold": cold, "warm": warm, "alone": alone, "lab": lab, "steps": steps}
 

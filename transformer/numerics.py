@@ -23,4 +23,9 @@ def _whole_devices(config: Any) -> str | None:
     return "spreads members over the devices by itself; leave devices.data and devices.fsdp at 1."
 
 
+def trains_together(config: Any) -> bool:
+    """Whether one process trains all members of the config's arm as one program."""
+    return "together" in EXECUTIONS[config.execution].traits
+
+
 EXECUTIONS.register("population", traits=("together",), check=_whole_devices)(lambda: "population")

@@ -28,7 +28,7 @@ _CONDITION: dict[str, Any] = {
     "control": "", "passed": None,
 }  # fmt: skip
 _CLAIM: dict[str, Any] = {
-    "claim": "", "statement": "", "kind": "", "prior": "", "surprise": False, "literature": [],
+    "claim": "", "statement": "", "kind": "", "proved": False, "prior": "", "surprise": False, "literature": [],
     "verdict": "inconclusive", "reduced": False, "sentence": "", "decisions": [],
 }  # fmt: skip
 _DECISION: dict[str, Any] = {

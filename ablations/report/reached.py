@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from ablations.report import numbers
 from ablations.report.members import Row, judged_by, judged_runs, titled
 from ablations.report.numbers import listed
+from ablations.schema import PERCENT
 
-POINTS = "points"
 BY_CHANCE = 2.0  # points above chance that a test split may give by luck
 MARKS = ("unigram entropy", "bigram entropy", "chance")  # references that a model which learned beats
 
@@ -42,7 +42,7 @@ def reached(report: Row) -> list[dict[str, str]]:
 
 
 def _written(value: float, judged: Row) -> str:
-    return numbers.fixed(value, 1 if judged["unit"] == POINTS else 3)
+    return numbers.fixed(value, 1 if judged["metric"] in PERCENT else 3)
 
 
 def _beaten(values: Sequence[float], judged: Row) -> str:
@@ -53,7 +53,7 @@ def _beaten(values: Sequence[float], judged: Row) -> str:
             behind = sum(_no_better(value, mark, judged) for value in values)
             if behind:
                 said.append(f"{behind} of {len(values)} no better than the {name} ({_written(mark, judged)})")
-    return listed(said, "and") if said else ""
+    return listed(said)
 
 
 def _no_better(value: float, mark: float, judged: Row) -> bool:

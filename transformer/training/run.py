@@ -18,7 +18,7 @@ from transformer.data.batching import Dataset
 from transformer.data.vocabularies import Vocabulary
 from transformer.errors import CheckpointError, ConfigError, DataError, UserError
 from transformer.model import data_seed, init_seed
-from transformer.numerics import EXECUTIONS
+from transformer.numerics import trains_together
 from transformer.schema import Config
 from transformer.training.checkpoint import Checkpoints, Restored
 from transformer.training.console_sink import ConsoleSink
@@ -59,7 +59,7 @@ def train(
         checkpoint can be read or written.
     """
     say = (lambda line: None) if quiet else say or (lambda line: print(line, file=sys.stderr, flush=True))
-    if "together" in EXECUTIONS[config.execution].traits:
+    if trains_together(config):
         from transformer.training.population import train_population
 
         shared = workdir / "population"
