@@ -1,4 +1,4 @@
-"""The lab: `python -m ablations list | plan | run | status | report | keep | explain | try | diff | push`."""
+"""The lab: `python -m ablations list | plan | run | status | report | keep | twins | explain | try | diff | push`."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ def main(argv: list[str] | None = None) -> int:
         ("status", "how far runs are"),
         ("report", "judge what is there and write the page; without --runs, of the committed records"),
         ("keep", "copy records to ablations/results, where they are committed"),
+        ("twins", "train as many twins of each baseline as show whether chance alone makes no difference"),
         ("push", "rebuild W&B runs, the verdict table and the page from the store"),
         ("try", "an ad-hoc arm against the baseline: try model.norm.kind=rmsnorm"),
     ):
@@ -39,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
         if name == "try":
             sub.add_argument("overrides", nargs="+", metavar="FIELD=VALUE")
         else:
-            sub.add_argument("names", nargs="+" if name in ("plan", "run", "keep", "push") else "*", metavar="NAME")
+            sub.add_argument("names", nargs="*" if name in ("status", "report") else "+", metavar="NAME")
         sub.add_argument(
             "--profile",
             default="demo" if name == "try" else DEFAULT_PROFILE,
@@ -48,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
         runs = None if name == "report" else RUNS
         sub.add_argument("--runs", type=Path, default=runs, help="where arms are stored")
         sub.add_argument("--execution", choices=["auto", *EXECUTIONS], default="auto", help=EXECUTION_HELP)
-        if name in ("run", "try"):
+        if name in ("run", "twins", "try"):
             sub.add_argument("--workers", type=int, default=0, help="processes at a time; 0: one per core")
             sub.add_argument("--retry-failed", action="store_true", help="train failed members again")
         if name in ("run", "report", "try"):

@@ -73,6 +73,7 @@ class ArmCell:
     Attributes:
       settings: the profile; an arm whose overrides name a learning rate has that one alone and is not tuned.
       metric: what the learning rate is chosen by, on validation.
+      pairs: how many runs of a baseline are trained again as twins, where more than the test seeds.
     """
 
     ablation: str
@@ -83,6 +84,7 @@ class ArmCell:
     settings: Profile
     metric: str = "loss"
     is_baseline: bool = False
+    pairs: int = 0
 
     @property
     def better(self) -> Better:
@@ -98,6 +100,13 @@ class ArmCell:
     def test_seeds(self) -> range:
         """Seeds that only judge."""
         return range(self.settings.first_seed, self.settings.first_seed + self.settings.test_seeds)
+
+    @property
+    def twin_seeds(self) -> range:
+        """Seeds of runs that are paired with a twin: the test seeds and, where more pairs are asked for, the next
+        ones."""
+        first, count = self.settings.first_seed, max(self.settings.test_seeds, self.pairs)
+        return range(first, first + (count if self.has_twins else 0))
 
     @property
     def tuning_seeds(self) -> range:
@@ -184,14 +193,13 @@ class ArmCell:
         needed = self.tuning_members(scores) if len(self.settings.learning_rates) > 1 else []
         best = self.best_learning_rate(scores)
         if best is not None:
-            needed += [Member(best, seed) for seed in self.test_seeds]
-            if self.has_twins:
-                needed += [Member(best, seed, twin=True) for seed in self.test_seeds]
+            needed += [Member(best, seed) for seed in self.twin_seeds or self.test_seeds]
+            needed += [Member(best, seed, twin=True) for seed in self.twin_seeds]
         return needed
 
     def planned(self, scores: Mapping[Member, Score]) -> int:
         """How many members there will be, as far as is known: a grid may still be extended."""
-        tests = self.settings.test_seeds * (2 if self.has_twins else 1)
+        tests = 2 * len(self.twin_seeds) or self.settings.test_seeds
         return len(self.members(scores)) + (tests if self.best_learning_rate(scores) is None else 0)
 
 

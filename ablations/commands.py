@@ -7,20 +7,23 @@ import collections
 import json
 import os
 import sys
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from ablations import catalog, checks, claims, committed, jobs, plan, summary
 from ablations.catalog import RUNS
 from ablations.cells import cells
+from ablations.controls import in_words, noise, pairs_needed
 from ablations.evidence import FormulaCheck
+from ablations.jobs import Job
 from ablations.lint import lint, require_clean
 from ablations.profiles import DEFAULT_PROFILE, check_limits
+from ablations.progress import Progress
 from ablations.runner import Pool, default_workers
 from ablations.schema import Ablation, repetition
 from transformer.errors import UserError
+from transformer.training.interrupts import STOPPED_BY_USER
 
 
 def list_command(arguments: argparse.Namespace) -> int:
@@ -96,8 +99,7 @@ def plan_command(arguments: argparse.Namespace) -> int:
 
 def run_command(arguments: argparse.Namespace) -> int:
     """Checks, trains what is missing, judges and writes the page."""
-    progress = Progress()
-    pool = Pool(arguments.workers or default_workers(), progress.show, arguments.retry_failed)
+    progress, pool = _pool(arguments)
     for name in arguments.names:
         ablation = catalog.load(name)
         check_limits(name, ablation, arguments.profile)
@@ -106,15 +108,49 @@ def run_command(arguments: argparse.Namespace) -> int:
     _make(arguments.runs)
     for name in arguments.names:
         run_checks(name, catalog.load(name), arguments.runs)
+    code = _train(jobs.collect(arguments.names, arguments.profile, arguments.runs), progress, pool)
+    if code != STOPPED_BY_USER:
+        report_command(arguments)
+    return code
+
+
+def twins_command(arguments: argparse.Namespace) -> int:
+    """Trains as many twins of each baseline as it takes to show whether they are equivalent, and says whether."""
+    code = 0
+    while not code:  # the more pairs, the better is known how many it takes
+        found = [summary.collect(name, arguments.profile, arguments.runs) for name in arguments.names]
+        asked = [needed for results in found for needed in pairs_needed(results)]
+        todo = jobs.of_cells([needed.cell for needed in asked], arguments.runs)
+        if not any(job.progress().todo for job in todo):
+            break
+        print(*asked, sep="\n", file=sys.stderr)
+        code = _train(todo, *_pool(arguments))
+    if code != STOPPED_BY_USER:
+        for results in found:
+            for row in noise(summary.collect(results.name, arguments.profile, arguments.runs)):
+                print(f"{results.name}, {row['condition']}: {in_words(row)}")
+    return code
+
+
+def _pool(arguments: argparse.Namespace) -> tuple[Progress, Pool]:
+    """Workers, and what shows how far they are.
+
+    Raises:
+      UserError: fewer than one worker.
+    """
+    progress = Progress()
+    return progress, Pool(arguments.workers or default_workers(), progress.show, arguments.retry_failed)
+
+
+def _train(asked: Sequence[Job], progress: Progress, pool: Pool) -> int:
+    """Finishes jobs; returns an exit code."""
     progress.start()
     try:
-        code = pool.run(jobs.collect(arguments.names, arguments.profile, arguments.runs))
+        code = pool.run(asked)
     finally:
         progress.close()
-    if code == 130:
+    if code == STOPPED_BY_USER:
         print("stopped and saved; the same command goes on from here", file=sys.stderr)
-        return code
-    report_command(arguments)
     return code
 
 
@@ -332,56 +368,3 @@ def _chosen(arguments: argparse.Namespace) -> list[str]:
     if not found:
         raise UserError(f"No ablation has the profile {arguments.profile!r}; `list` shows the profiles of each.")
     return found
-
-
-class Progress:
-    """Progress over the whole plan: a bar with ETA on a terminal, a line now and then elsewhere."""
-
-    def __init__(self) -> None:
-        self.started, self.first, self.last_line = 0.0, -1, 0.0
-        self.bar: Any = None
-        self.task: Any = None
-
-    def start(self) -> None:
-        """Starts the clock and the bar."""
-        self.started = time.monotonic()
-        if sys.stderr.isatty():
-            from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
-            from rich.progress import Progress as Bar
-
-            self.bar = Bar(
-                TextColumn("{task.fields[eta]}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("{task.description}", markup=False),
-                TimeElapsedColumn(),
-                console=Console(stderr=True),
-            )
-            self.bar.start()
-            self.task = self.bar.add_task("", total=1, eta="")
-
-    def show(self, ended: int, known: int, running: list[str]) -> None:
-        """Shows how far the plan is."""
-        if self.first < 0:
-            self.first = ended
-        elapsed, fresh = time.monotonic() - self.started, ended - self.first
-        eta = "ETA --"
-        if fresh:
-            eta = f"{fresh / elapsed:.2g} members/s  ETA {_clock(elapsed / fresh * (known - ended))}"
-        if self.bar is not None:
-            self.bar.update(self.task, completed=ended, total=known, description=", ".join(running), eta=eta)
-        elif time.monotonic() - self.last_line > 5 or ended == known:
-            if ended == known and self.last_line == float("inf"):
-                return
-            self.last_line = float("inf") if ended == known else time.monotonic()
-            print(f"members {ended}/{known}  {eta}  {', '.join(running)}", file=sys.stderr, flush=True)
-
-    def close(self) -> None:
-        """Ends the bar."""
-        if self.bar is not None:
-            self.bar.stop()
-
-
-def _clock(seconds: float) -> str:
-    return f"{int(seconds // 60)}:{int(seconds % 60):02d}"

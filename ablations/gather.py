@@ -34,6 +34,8 @@ class Results:
 
     Attributes:
       arms: each arm with the records of its own members; others, of ablations that share the arm, are left out.
+      pairs: condition -> seed -> what the baseline and its twin reached, in its primary metric at its learning rate; of
+        all pairs that ended, whichever ablation trained them.
       tampered: records whose digest does not fit; they count as missing.
       checks: results of the tests and formulas of exact and accounting claims.
     """
@@ -42,6 +44,7 @@ class Results:
     ablation: Ablation
     profile: str
     arms: list[tuple[ArmCell, dict[Member, Record]]]
+    pairs: Mapping[str, Mapping[int, tuple[float, float]]]
     tampered: list[str]
     checks: Mapping[str, ExactCheck | FormulaCheck]
 
@@ -49,13 +52,27 @@ class Results:
 def collect(name: str, profile: str, runs: Path) -> Results:
     """Reads all records of an ablation at a profile."""
     ablation = catalog.load(name)
-    arms, tampered = [], []
+    arms, pairs, tampered = [], {}, []
     for cell in cells(name, ablation, profile):
         records, changed = store.read_arm(cell.directory(runs))
         needed = cell.members(store.scores(records, cell.metric))
         arms.append((cell, {member: records[member] for member in needed if member in records}))
+        if cell.has_twins:
+            pairs[cell.condition] = _pairs(cell, records)
         tampered += [name for name in changed if name not in tampered]
-    return Results(name, ablation, profile, arms, tampered, checks.results(runs))
+    return Results(name, ablation, profile, arms, pairs, tampered, checks.results(runs))
+
+
+def _pairs(cell: ArmCell, records: Mapping[Member, Record]) -> dict[int, tuple[float, float]]:
+    rate = cell.best_learning_rate(store.scores(records, cell.metric))
+    reached = {m: r.metrics.get(cell.metric) for m, r in records.items() if r.state == "done"}
+    found = {m: v for m, v in reached.items() if v is not None and math.isfinite(v)}
+    twins = sorted(m.seed for m in found if m.twin and m.learning_rate == rate)
+    return {
+        seed: (found[one], found[Member(one.learning_rate, seed, twin=True)])
+        for seed in twins
+        if (one := Member(rate or 0.0, seed)) in found
+    }
 
 
 def _find(results: Results, arm: str, condition: str) -> tuple[ArmCell, dict[Member, Record]] | None:

@@ -110,17 +110,21 @@ def read(directory: Path) -> Job:
 
 def collect(names: Iterable[str], profile: str, runs: Path) -> list[Job]:
     """One job per different arm: what several ablations share is trained once."""
+    return of_cells((cell for name in names for cell in cells(name, catalog.load(name), profile)), runs)
+
+
+def of_cells(asked: Iterable[ArmCell], runs: Path) -> list[Job]:
+    """One job per different arm among cells."""
     jobs: dict[str, Job] = {}
-    for name in names:
-        ablation = catalog.load(name)
-        for cell in cells(name, ablation, profile):
-            known = jobs.get(cell.hash, Job(cell.directory(runs), ()))
-            jobs[cell.hash] = Job(
-                known.directory,
-                (*known.cells, cell),
-                tuple(dict.fromkeys((*known.contrasts, *registered(name, ablation)))),
-                tuple(dict.fromkeys((*known.probes, *ablation.probes))),
-            )
+    for cell in asked:
+        ablation = catalog.load(cell.ablation)
+        known = jobs.get(cell.hash, Job(cell.directory(runs), ()))
+        jobs[cell.hash] = Job(
+            known.directory,
+            (*known.cells, cell),
+            tuple(dict.fromkeys((*known.contrasts, *registered(cell.ablation, ablation)))),
+            tuple(dict.fromkeys((*known.probes, *ablation.probes))),
+        )
     return list(jobs.values())
 
 

@@ -124,9 +124,9 @@ class NoiseFloor:
         low, high = self.mean.interval(0.95)
         return low <= 0 <= high
 
-    def negligible(self, margin: float) -> bool:
-        """The 95% interval of the mean difference lies within the smallest effect of interest."""
-        return max(map(abs, self.mean.interval(0.95))) < margin
+    def equivalent(self, margin: float) -> bool:
+        """The 90% interval of the mean difference lies within the margin: two one-sided tests at 5%."""
+        return max(map(abs, self.mean.interval(0.90))) < margin
 
     def detectable(self, seeds: int, alpha: float = 0.05, target: float = 0.8) -> float:
         """The difference, in units of the metric, that `seeds` pairs would detect at this noise."""

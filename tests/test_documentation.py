@@ -47,6 +47,7 @@ NOT_RUN = {
     "python -m benchmarks.norm": "takes minutes; tests/benchmarks/test_speed_scripts.py runs it",
     "python -m ablations report": "writes into the repository; tests/ablations/test_committed.py runs it",
     "python -m ablations keep causal_mask": "needs a finished run; tests/ablations/test_committed.py runs it",
+    "python -m ablations twins causal_mask": "needs a finished run; tests/ablations/test_twins.py runs it",
     "make install": "needs the network",
     "make lint": "runs beside the tests in .ci/run, and takes as long as all tests of this file",
     "make test": "this is one of its tests",

@@ -58,7 +58,7 @@ _CONFOUNDS: dict[str, Any] = {
 }  # fmt: skip
 _NOISE: dict[str, Any] = {
     "condition": "default", "unit": "", "sigma": None, "interval": None, "n": 0, "note": "", "mean": None,
-    "mean_interval": None, "read": "",
+    "mean_interval": None, "read": "", "arm": "", "learning_rate": None,
 }  # fmt: skip
 _PAIR: dict[str, Any] = {"seed": 0, "test": None, "base": None}
 _DOWNGRADE: dict[str, Any] = {"reason": "", "remedy": ""}

@@ -11,6 +11,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from ablations.analyses.stability import LESS_STABLE
 from ablations.report import forest, numbers, words
 from ablations.report.figures import styles_of
 from ablations.report.members import Row, baseline_of, conditions, judged_runs, titled
@@ -198,6 +199,9 @@ def _margin(decision: Row) -> str:
     if decision["type"] == "catastrophe":
         lost, kept = forest.PARTLY_LOST
         return f"{lost:g} is lost, {kept:g} kept"
+    if decision["type"] == "stability":
+        low, high = forest.SAME_SENSITIVITY
+        return f"{LESS_STABLE:g} is less stable, {low:g} to {high:g} alike"
     return ""
 
 

@@ -1,0 +1,60 @@
+"""How far a run of the lab is, on a terminal or in a log."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+
+class Progress:
+    """Progress over the whole plan: a bar with ETA on a terminal, a line now and then elsewhere."""
+
+    def __init__(self) -> None:
+        self.started, self.first, self.last_line = 0.0, -1, 0.0
+        self.bar: Any = None
+        self.task: Any = None
+
+    def start(self) -> None:
+        """Starts the clock and the bar."""
+        self.started = time.monotonic()
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+            from rich.progress import Progress as Bar
+
+            self.bar = Bar(
+                TextColumn("{task.fields[eta]}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.description}", markup=False),
+                TimeElapsedColumn(),
+                console=Console(stderr=True),
+            )
+            self.bar.start()
+            self.task = self.bar.add_task("", total=1, eta="")
+
+    def show(self, ended: int, known: int, running: list[str]) -> None:
+        """Shows how far the plan is."""
+        if self.first < 0:
+            self.first = ended
+        elapsed, fresh = time.monotonic() - self.started, ended - self.first
+        eta = "ETA --"
+        if fresh:
+            eta = f"{fresh / elapsed:.2g} members/s  ETA {_clock(elapsed / fresh * (known - ended))}"
+        if self.bar is not None:
+            self.bar.update(self.task, completed=ended, total=known, description=", ".join(running), eta=eta)
+        elif time.monotonic() - self.last_line > 5 or ended == known:
+            if ended == known and self.last_line == float("inf"):
+                return
+            self.last_line = float("inf") if ended == known else time.monotonic()
+            print(f"members {ended}/{known}  {eta}  {', '.join(running)}", file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Ends the bar."""
+        if self.bar is not None:
+            self.bar.stop()
+
+
+def _clock(seconds: float) -> str:
+    return f"{int(seconds // 60)}:{int(seconds % 60):02d}"
