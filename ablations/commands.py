@@ -119,11 +119,12 @@ def twins_command(arguments: argparse.Namespace) -> int:
     code = 0
     while not code:  # the more pairs, the better is known how many it takes
         found = [summary.collect(name, arguments.profile, arguments.runs) for name in arguments.names]
-        asked = [needed for results in found for needed in pairs_needed(results)]
-        todo = jobs.of_cells([needed.cell for needed in asked], arguments.runs)
-        if not any(job.progress().todo for job in todo):
+        asked = {needed.cell.label: needed for results in found for needed in pairs_needed(results)}
+        given = jobs.of_cells((needed.cell for needed in asked.values()), arguments.runs)
+        todo = [job for job in given if job.progress().todo]
+        if not todo:
             break
-        print(*asked, sep="\n", file=sys.stderr)
+        print(*(asked[job.cell.label] for job in todo), sep="\n", file=sys.stderr)
         code = _train(todo, *_pool(arguments))
     if code != STOPPED_BY_USER:
         for results in found:
