@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ablations.schema import MAX_SEED, Ablation, Better, Profile, better
+from ablations.schema import MAX_SEED, MORE_PAIRS, Ablation, Better, Profile, better
 from transformer.config import apply_overrides, config_hash, default_config, replace, resolve
 from transformer.errors import ConfigError
 from transformer.schema import Config
@@ -73,7 +73,7 @@ class ArmCell:
     Attributes:
       settings: the profile; an arm whose overrides name a learning rate has that one alone and is not tuned.
       metric: what the learning rate is chosen by, on validation.
-      pairs: how many runs of a baseline are trained again as twins, where more than the test seeds.
+      more_pairs: how many pairs of a baseline's run and its twin there are to be beyond the test seeds.
     """
 
     ablation: str
@@ -84,7 +84,7 @@ class ArmCell:
     settings: Profile
     metric: str = "loss"
     is_baseline: bool = False
-    pairs: int = 0
+    more_pairs: int = 0
 
     @property
     def better(self) -> Better:
@@ -102,11 +102,10 @@ class ArmCell:
         return range(self.settings.first_seed, self.settings.first_seed + self.settings.test_seeds)
 
     @property
-    def twin_seeds(self) -> range:
-        """Seeds of runs that are paired with a twin: the test seeds and, where more pairs are asked for, the next
-        ones."""
-        first, count = self.settings.first_seed, max(self.settings.test_seeds, self.pairs)
-        return range(first, first + (count if self.has_twins else 0))
+    def twin_seeds(self) -> tuple[int, ...]:
+        """Seeds of runs that are paired with a twin: the test seeds and, where more pairs are asked for, seeds that no
+        test uses; none unless it `has_twins`."""
+        return (*self.test_seeds, *MORE_PAIRS[: self.more_pairs]) if self.has_twins else ()
 
     @property
     def tuning_seeds(self) -> range:

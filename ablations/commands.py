@@ -11,10 +11,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ablations import catalog, checks, claims, committed, jobs, plan, summary
+from ablations import catalog, checks, claims, committed, jobs, plan, summary, twins
 from ablations.catalog import RUNS
 from ablations.cells import cells
-from ablations.controls import in_words, noise, pairs_needed
 from ablations.evidence import FormulaCheck
 from ablations.jobs import Job
 from ablations.lint import lint, require_clean
@@ -115,21 +114,36 @@ def run_command(arguments: argparse.Namespace) -> int:
 
 
 def twins_command(arguments: argparse.Namespace) -> int:
-    """Trains as many twins of each baseline as it takes to show whether they are equivalent, and says whether."""
-    code = 0
+    """Trains as many twins of each baseline as show that they are equivalent, and says whether they do.
+
+    Raises:
+      UserError: a baseline is not trained yet, or needs more pairs than there are seeds (what can be trained is trained
+        first); or the profile gives no verdicts, so that its baselines have no twins.
+    """
+    _make(arguments.runs)
+    code, retry = 0, arguments.retry_failed
     while not code:  # the more pairs, the better is known how many it takes
+        progress, pool = _pool(arguments)
         found = [summary.collect(name, arguments.profile, arguments.runs) for name in arguments.names]
-        asked = {needed.cell.label: needed for results in found for needed in pairs_needed(results)}
-        given = jobs.of_cells((needed.cell for needed in asked.values()), arguments.runs)
-        todo = [job for job in given if job.progress().todo]
+        needed = [one for results in found for one in twins.pairs_needed(results)]
+        if not needed:
+            raise UserError(f"--profile={arguments.profile} has no twins, since it gives no verdicts; choose another.")
+        asked = {one.cell.label: one for one in needed if one.possible}
+        given = jobs.of_cells((one.cell for one in asked.values()), arguments.runs)
+        todo = [job for job in given if job.progress().todo or (retry and job.failed())]
         if not todo:
             break
-        print(*(asked[job.cell.label] for job in todo), sep="\n", file=sys.stderr)
-        code = _train(todo, *_pool(arguments))
-    if code != STOPPED_BY_USER:
-        for results in found:
-            for row in noise(summary.collect(results.name, arguments.profile, arguments.runs)):
-                print(f"{results.name}, {row['condition']}: {in_words(row)}")
+        print(*(asked[job.cell.label].said for job in todo), sep="\n", file=sys.stderr)
+        code = _train(todo, progress, pool)
+        retry = False
+    if code == STOPPED_BY_USER:
+        return code
+    for results in found:
+        for row in twins.noise(summary.collect(results.name, arguments.profile, arguments.runs)):
+            print(f"{results.name}, {row['condition']}: {twins.in_words(row)}")
+    if refused := [one.said for one in needed if not one.possible]:
+        raise UserError("; ".join(refused) + ".")
+    print(f"to commit them: python -m ablations keep {' '.join(arguments.names)} --profile={arguments.profile}")
     return code
 
 

@@ -10,15 +10,13 @@ Everything but the records is written by `python -m ablations report`, and comes
 
 from __future__ import annotations
 
-import collections
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ablations import catalog, checks, store, summary
+from ablations import catalog, checks, store, summary, twins
 from ablations.cells import cells
-from ablations.controls import in_words
 from ablations.profiles import rank
 from ablations.report import report_folder
 from ablations.schema import repetition
@@ -175,17 +173,15 @@ def _controls(reports: Sequence[Mapping[str, Any]]) -> str:
     """What each baseline had to manage and how it compares with its twins; empty without any. Questions that share one
     share a row."""
     rows: dict[tuple[str, str], list[str]] = {}
-    known: dict[Any, list[Mapping[str, Any]]] = collections.defaultdict(list)
-    for row in (row for report in reports for row in report["noise"]):
-        known[_trained(row)].append(row)
+    known = twins.pooled(row for report in reports for row in report["noise"])
     for report in reports:
-        twins = {row["condition"]: max(row, *known[_trained(row)], key=_pairs) for row in report["noise"]}
+        pairs = {row["condition"]: known[twins.model_of(row)] for row in report["noise"]}
         for row in report["conditions"]:
             where = f"{report['name']}, {report['profile']}"
             where += "" if row["condition"] == "default" else f": {row['condition']}"
             verdict = f": {'**passed**' if row['passed'] else '**failed**'}" if row["control"] else ""
             managed = f"{row['control'] or '–'}{verdict}"
-            rows.setdefault((managed, in_words(twins.get(row["condition"]))), []).append(where)
+            rows.setdefault((managed, twins.in_words(pairs.get(row["condition"]))), []).append(where)
     rows.pop(("–", "–"), None)
     if not rows:
         return ""
@@ -193,23 +189,16 @@ def _controls(reports: Sequence[Mapping[str, Any]]) -> str:
         "\n## Controls\n\nBefore others are judged by it, a baseline has to have learned something: where it did not, "
         "nothing is decided. Runs of it that differ in their initial weights alone should not differ in what is "
         "compared, beyond what chance does: of twenty 95% intervals one misses zero. Where they are called equivalent, "
-        "the 90% interval lies within the smallest difference of interest, 0.01 nats or 2 points: `python -m ablations "
-        "twins NAME` trains as many pairs as it takes to tell. Questions with the same baseline share its pairs. All "
-        "this is shown and changes no verdict.\n\n"
+        "the 90% interval lies within the smallest difference of interest, "
+        + " or ".join(f"{least:g} {unit}" for unit, least in twins.OF_INTEREST.items())
+        + "; `python -m ablations twins NAME` trains as many pairs as show it with a probability of 80%. Pairs of one "
+        "model at one learning rate are pooled, whichever question or repetition trained them; pages count their own. "
+        "All this is shown and changes no verdict.\n\n"
         + _lines(
             ("Baseline", "What it had to manage", "Its twins, minus itself"),
             [(BREAK.join(where), *texts) for texts, where in rows.items()],
         )
     )
-
-
-def _trained(row: Mapping[str, Any]) -> Any:
-    """What makes pairs of twins comparable: the arm and its learning rate."""
-    return row["arm"], row["learning_rate"]
-
-
-def _pairs(row: Mapping[str, Any]) -> int:
-    return row["n"]
 
 
 def _repetitions(reports: Sequence[Mapping[str, Any]]) -> str:

@@ -29,13 +29,26 @@ NEAR = 0.05  # nats above the least loss that a task allows
 
 
 @dataclasses.dataclass(frozen=True)
+class Twins:
+    """Runs of a baseline at its learning rate and their twins, of any seed, whichever ablation or repetition trained
+    them.
+
+    Attributes:
+      pairs: seed -> what the two reached in the primary metric.
+      lost: seeds of which one or both ended otherwise: diverged or failed.
+    """
+
+    pairs: Mapping[int, tuple[float, float]]
+    lost: frozenset[int]
+
+
+@dataclasses.dataclass(frozen=True)
 class Results:
     """Everything found on disk for one ablation at one profile.
 
     Attributes:
       arms: each arm with the records of its own members; others, of ablations that share the arm, are left out.
-      pairs: condition -> seed -> what the baseline and its twin reached, in its primary metric at its learning rate; of
-        all pairs that ended, whichever ablation trained them.
+      twins: condition -> pairs of the baseline and its twins.
       tampered: records whose digest does not fit; they count as missing.
       checks: results of the tests and formulas of exact and accounting claims.
     """
@@ -44,7 +57,7 @@ class Results:
     ablation: Ablation
     profile: str
     arms: list[tuple[ArmCell, dict[Member, Record]]]
-    pairs: Mapping[str, Mapping[int, tuple[float, float]]]
+    twins: Mapping[str, Twins]
     tampered: list[str]
     checks: Mapping[str, ExactCheck | FormulaCheck]
 
@@ -52,27 +65,31 @@ class Results:
 def collect(name: str, profile: str, runs: Path) -> Results:
     """Reads all records of an ablation at a profile."""
     ablation = catalog.load(name)
-    arms, pairs, tampered = [], {}, []
+    arms, twins, tampered = [], {}, []
     for cell in cells(name, ablation, profile):
         records, changed = store.read_arm(cell.directory(runs))
         needed = cell.members(store.scores(records, cell.metric))
         arms.append((cell, {member: records[member] for member in needed if member in records}))
         if cell.has_twins:
-            pairs[cell.condition] = _pairs(cell, records)
+            twins[cell.condition] = _twins(cell, records)
         tampered += [name for name in changed if name not in tampered]
-    return Results(name, ablation, profile, arms, pairs, tampered, checks.results(runs))
+    return Results(name, ablation, profile, arms, twins, tampered, checks.results(runs))
 
 
-def _pairs(cell: ArmCell, records: Mapping[Member, Record]) -> dict[int, tuple[float, float]]:
-    rate = cell.best_learning_rate(store.scores(records, cell.metric))
-    reached = {m: r.metrics.get(cell.metric) for m, r in records.items() if r.state == "done"}
-    found = {m: v for m, v in reached.items() if v is not None and math.isfinite(v)}
-    twins = sorted(m.seed for m in found if m.twin and m.learning_rate == rate)
-    return {
-        seed: (found[one], found[Member(one.learning_rate, seed, twin=True)])
-        for seed in twins
-        if (one := Member(rate or 0.0, seed)) in found
+def _twins(cell: ArmCell, records: Mapping[Member, Record]) -> Twins:
+    rate = cell.best_learning_rate(store.scores(records, cell.metric)) or 0.0
+    ended = {m.seed for m in records if m == Member(rate, m.seed, twin=True) and Member(rate, m.seed) in records}
+    reached = {
+        seed: [_done(records[Member(rate, seed, twin)], cell.metric) for twin in (False, True)]
+        for seed in sorted(ended)
     }
+    pairs = {seed: (one, two) for seed, (one, two) in reached.items() if one is not None and two is not None}
+    return Twins(pairs, frozenset(ended - pairs.keys()))
+
+
+def _done(record: Record, metric: str) -> float | None:
+    value = record.metrics.get(metric) if record.state == "done" else None
+    return value if value is not None and math.isfinite(value) else None
 
 
 def _find(results: Results, arm: str, condition: str) -> tuple[ArmCell, dict[Member, Record]] | None:

@@ -30,6 +30,7 @@ UNITS = {
 }
 CONTROLS = ("", "unigram", "bigram", "floor", "chance", "solved")
 MAX_SEED = 1000  # test seeds lie below, tuning seeds from here on, twins' from twice as far
+MORE_PAIRS = range(MAX_SEED // 2, MAX_SEED)  # seeds of pairs of twins beyond the test seeds, whose runs test nothing
 BY_CHECK = ("exact", "formula")  # types of contrast that are decided without a run: no arms, no metric
 
 
@@ -310,7 +311,7 @@ def repetition(profile: str) -> tuple[str, int]:
     """A profile's name and its first test seed: `quick@100` is `quick` on the seeds 100, 101, ... for testing and
     1100, 1101, ... for tuning."""
     name, _, first = profile.partition("@")
-    return (name, int(first)) if first.isdecimal() and int(first) < MAX_SEED else (profile, 0)
+    return (name, int(first)) if first.isdecimal() and int(first) < MORE_PAIRS.start else (profile, 0)
 
 
 def _unknown(kind: str, name: str, table: Iterable[str]) -> ConfigError:

@@ -9,11 +9,11 @@ from typing import Any
 
 from ablations import checks, claims, confounds, store
 from ablations.cells import ArmCell, Member
-from ablations.controls import control, noise
 from ablations.evidence import Evidence, Setting
-from ablations.gather import Results, collect, evidence_for, initial_value, named_arms
+from ablations.gather import Results, collect, evidence_for, initial_value, named_arms, positive_control
 from ablations.schema import PERCENT, UNITS, Contrast, better
 from ablations.store import Record
+from ablations.twins import noise
 from ablations.verdict import ESTIMATE_NAMES, Decision, family, judge_all, overall
 from transformer.config import to_flat
 
@@ -60,7 +60,7 @@ def summarize(results: Results) -> dict[str, Any]:
                 "better": better(ablation.metric_under(name)),
                 "unit": UNITS.get(ablation.metric_under(name), ""),
                 "references": _references(results, name),
-                **control(results, name),
+                **_control(results, name),
             }
             for name, scale in scales.items()
         ],
@@ -78,6 +78,14 @@ def summarize(results: Results) -> dict[str, Any]:
 
 
 # --- report data -------------------------------------------------------------------------------------------------
+
+
+def _control(results: Results, condition: str) -> dict[str, Any]:
+    """What the baseline had to manage, and whether it did."""
+    found = positive_control(results, condition)
+    if found is None:
+        return {"control": "", "passed": None}
+    return {"control": f"{found.name} ({found.detail})", "passed": found.passed}
 
 
 def _claims(decisions: Sequence[Decision]) -> list[dict[str, Any]]:

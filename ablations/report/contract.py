@@ -58,7 +58,8 @@ _CONFOUNDS: dict[str, Any] = {
 }  # fmt: skip
 _NOISE: dict[str, Any] = {
     "condition": "default", "unit": "", "sigma": None, "interval": None, "n": 0, "note": "", "mean": None,
-    "mean_interval": None, "read": "", "arm": "", "learning_rate": None,
+    "mean_interval": None, "read": "", "arm": "", "baseline": "", "learning_rate": None, "metric": "loss",
+    "pairs": {}, "lost": [],
 }  # fmt: skip
 _PAIR: dict[str, Any] = {"seed": 0, "test": None, "base": None}
 _DOWNGRADE: dict[str, Any] = {"reason": "", "remedy": ""}

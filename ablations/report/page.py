@@ -201,7 +201,7 @@ def _margin(decision: Row) -> str:
         return f"{lost:g} is lost, {kept:g} kept"
     if decision["type"] == "stability":
         low, high = forest.SAME_SENSITIVITY
-        return f"{LESS_STABLE:g} is less stable, {low:g} to {high:g} alike"
+        return f"beyond {LESS_STABLE:g} is less stable, within {low:g} to {high:g} alike"
     return ""
 
 

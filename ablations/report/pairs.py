@@ -85,8 +85,8 @@ def noise_floor(report: Row) -> Figure | None:
     return Figure(
         "noise_floor",
         "Noise floor, seed by seed",
-        "The baseline against a twin that sees the same batches but starts from other weights. Differences of this "
-        "size mean nothing.",
+        "The baseline against a twin that sees the same batches but starts from other weights, for the test seeds. "
+        "Differences of this size mean nothing.",
         tuple(panels),
     )
 

@@ -9,7 +9,7 @@ import random
 import numpy as np
 import pytest
 
-from ablations.report import forest, numbers, words
+from ablations.report import forest, numbers, page, words
 from ablations.report.contract import complete, thin
 from ablations.report.curves import enter, frame, mean_curve, spread
 from ablations.report.overview import overview
@@ -234,3 +234,17 @@ def test_without_a_tuned_rate_the_report_says_so():
     for arm in data["arms"]:
         arm.update(tuning=[], learning_rate=1e-3, edge=False)
     assert "No learning rate was tuned: the arms ran at 1e−3." in words.held_fixed(data)
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("superiority", "0.01 matters"),
+        ("level", "0.01 is stated"),
+        ("catastrophe", "0.25 is lost, 0.75 kept"),
+        ("stability", "beyond 1.5 is less stable, within 0.8 to 1.25 alike"),
+        ("exact", ""),
+    ],
+)
+def test_a_table_says_what_an_estimate_is_held_against(kind, said):
+    assert page._margin({"type": kind, "margin": 0.01}) == said

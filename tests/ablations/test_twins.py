@@ -8,11 +8,11 @@ import pytest
 
 from ablations import commands, committed, jobs, store, summary
 from ablations.__main__ import main
-from ablations.cells import Member
-from ablations.controls import noise, pairs_needed
-from ablations.schema import Arm, Condition
+from ablations.cells import Member, cells
+from ablations.schema import MORE_PAIRS, Arm, Condition
+from ablations.twins import in_words, noise, pairs_needed
 from tests.ablations.lab import ablation, arm, fill, put, write_config
-from transformer.errors import UserError
+from transformer.errors import ConfigError
 
 MADE = ablation("no.txt", rates=(1e-2,), seeds=4, arms={"base": Arm()})
 
@@ -32,7 +32,7 @@ def collected(folder, **changes):
     [
         (0.0, 0.001, "equivalent within 0.01"),
         (0.004, 0.001, "not zero, but equivalent within 0.01"),
-        (0.004, 0.02, "consistent with zero, with too few pairs to show that it is within 0.01"),
+        (0.004, 0.02, "consistent with zero, not shown to be within 0.01"),
         (0.02, 0.001, "not consistent with zero: the negative control failed"),
     ],
 )
@@ -52,18 +52,22 @@ def test_points_are_held_to_two(tmp_path, configs):
     assert row["read"] == "not zero, but equivalent within 2" and row["unit"] == "points"
 
 
+def how_many(results):
+    """Pairs of the only condition, once those that are asked for are there."""
+    (needed,) = pairs_needed(results)
+    return len(needed.cell.twin_seeds)
+
+
 def test_the_noisier_the_more_pairs(tmp_path, configs):
     write_config(configs, MADE)
-    needed = [pairs_needed(collected(tmp_path / str(s), sigma=s))[0].pairs for s in (0.0, 0.001, 0.01, 0.02)]
-    assert needed[:2] == [2, 2] and 4 < needed[2] < needed[3] < 60
+    found = [how_many(collected(tmp_path / str(sigma), sigma=sigma)) for sigma in (0.0, 0.001, 0.01, 0.02)]
+    assert found[:2] == [4, 4] and 4 < found[2] < found[3] < 60
 
 
 def test_the_mean_has_no_say_in_how_many_it_takes(tmp_path, configs):
     """Or training until the answer suits would be one command away."""
     write_config(configs, MADE)
-    first, other = (
-        pairs_needed(collected(tmp_path / str(shift), sigma=0.01, shift=shift))[0].pairs for shift in (0.0, 0.05)
-    )
+    first, other = (how_many(collected(tmp_path / str(shift), sigma=0.01, shift=shift)) for shift in (0.0, 0.05))
     assert first == other > 8
 
 
@@ -73,10 +77,19 @@ def test_verdicts_never_see_the_pairs_beyond_the_test_seeds(tmp_path, configs):
     before = summary.summarize(summary.collect("tiny", "tiny", tmp_path))
     fill(tmp_path, needed.cell, lambda member: loss(member, sigma=0.01, shift=1.0))
     results = summary.collect("tiny", "tiny", tmp_path)
-    assert len(results.pairs["default"]) == needed.pairs == noise(results)[0]["n"]
+    assert noise(results)[0]["n"] == len(needed.cell.twin_seeds)
     assert {member.seed for member in results.arms[0][1]} == {0, 1, 2, 3}
     after = summary.summarize(results)
     assert {**after, "noise": []} == {**before, "noise": []}
+
+
+def test_no_repetition_tests_on_the_seeds_of_more_pairs(tmp_path, configs):
+    write_config(configs, MADE)
+    (needed,) = pairs_needed(collected(tmp_path, sigma=0.01))
+    assert set(needed.cell.twin_seeds) - set(needed.cell.test_seeds) <= set(MORE_PAIRS)
+    assert MADE.profile(f"tiny@{MORE_PAIRS.start - 1}")
+    with pytest.raises(ConfigError, match="Unknown profile"):
+        MADE.profile(f"tiny@{MORE_PAIRS.start}")
 
 
 def test_pairs_at_another_rate_or_without_a_partner_do_not_count(tmp_path, configs):
@@ -85,8 +98,17 @@ def test_pairs_at_another_rate_or_without_a_partner_do_not_count(tmp_path, confi
     put(tmp_path, arm(MADE), Member(1e-2, 7, twin=True), 2.0)
     for twin in (False, True):
         put(tmp_path, arm(MADE), Member(3e-2, 8, twin), 2.0)
-        put(tmp_path, arm(MADE), Member(1e-2, 9, twin), None if twin else 2.0)  # it diverged
-    assert summary.collect("tiny", "tiny", tmp_path).pairs == results.pairs
+    assert summary.collect("tiny", "tiny", tmp_path).twins == results.twins
+
+
+def test_pairs_that_diverged_are_told_and_made_up_for(tmp_path, configs):
+    write_config(configs, MADE)
+    (first,) = pairs_needed(collected(tmp_path, sigma=0.01))
+    fill(tmp_path, first.cell, lambda m: None if m.twin and 501 <= m.seed <= 504 else loss(m, sigma=0.01))
+    results = summary.collect("tiny", "tiny", tmp_path)
+    (row,) = noise(results)
+    assert row["lost"] == [501, 502, 503, 504] and "4 more lost to runs that diverged" in in_words(row)
+    assert how_many(results) > len(first.cell.twin_seeds)
 
 
 @pytest.fixture
@@ -106,58 +128,94 @@ def trained(monkeypatch):
     return asked
 
 
-def test_the_command_trains_what_is_missing_and_says_what_came_out(tmp_path, configs, trained, capsys):
+@pytest.fixture
+def twins(tmp_path, configs):
+    """The command."""
+    return lambda *more: main(["twins", "tiny", "--profile=tiny", f"--configs={configs}", f"--runs={tmp_path}", *more])
+
+
+def test_the_command_trains_what_is_missing_and_says_what_came_out(tmp_path, configs, trained, twins, capsys):
     """In as many rounds as the spread asks for."""
     write_config(configs, MADE)
     collected(tmp_path, sigma=0.01)
     before = set(store.read_arm(arm(MADE).directory(tmp_path))[0])
-    command = ["twins", "tiny", "--profile=tiny", f"--configs={configs}", f"--runs={tmp_path}"]
-    assert main(command) == 0
+    assert twins() == 0
     said = capsys.readouterr()
     numbers = [len(job.cell.twin_seeds) for job in trained]
     assert 4 < numbers[0] < numbers[-1] and numbers == sorted(numbers)
     for number in numbers:
-        assert f"so that it takes {number} pairs to show that they are equivalent within 0.01" in said.err
+        assert f"{number} pairs show with a probability of 80% that they are equivalent within 0.01" in said.err
     assert f" nats per token, {numbers[-1]} pairs: equivalent within 0.01" in said.out
+    assert "python -m ablations keep tiny --profile=tiny" in said.out
     after = set(store.read_arm(arm(MADE).directory(tmp_path))[0])
-    assert {m.seed for m in after - before} == set(range(4, numbers[-1])) and len(after) == 2 * numbers[-1]
-    assert main(command) == 0 and len(trained) == len(numbers)  # there is nothing left to do
+    assert len(after) == 2 * numbers[-1] and min(m.seed for m in after - before) == MORE_PAIRS.start
+    assert twins() == 0 and len(trained) == len(numbers)  # there is nothing left to do
     assert "equivalent within 0.01" in capsys.readouterr().out
 
 
-def test_twins_wait_for_the_run_that_says_how_many(tmp_path, configs, capsys):
+def test_a_failed_twin_is_trained_again_on_request(tmp_path, configs, trained, twins):
+    write_config(configs, MADE)
+    collected(tmp_path)
+    put(tmp_path, arm(MADE), Member(1e-2, 3, twin=True), None, state="failed", error="no")
+    assert twins() == 0 and not trained  # the pairs that are left are enough
+    assert twins("--retry-failed") == 0 and len(trained) == 1
+
+
+@pytest.mark.parametrize(("code", "told"), [(1, True), (130, False)])
+def test_the_command_ends_as_its_workers_do(tmp_path, configs, twins, monkeypatch, capsys, code, told):
+    write_config(configs, MADE)
+    collected(tmp_path, sigma=0.01)
+    monkeypatch.setattr(commands.Pool, "run", lambda pool, given: code)
+    assert twins() == code
+    assert ("4 pairs: consistent with zero" in capsys.readouterr().out) is told
+
+
+def test_twins_wait_for_the_run_that_says_how_many(tmp_path, configs, twins, capsys):
     write_config(configs, MADE)
     put(tmp_path, arm(MADE), Member(1e-2, 0), 2.0)
-    command = ["twins", "tiny", "--profile=tiny", f"--configs={configs}", f"--runs={tmp_path}"]
-    assert main(command) == 2
-    assert "tiny/base has not ended all runs whose spread tells how many" in (said := capsys.readouterr().err)
+    assert twins() == 2
+    assert "tiny/base: not all its runs have ended" in (said := capsys.readouterr().err)
     assert "first: python -m ablations run tiny --profile=tiny" in said
 
 
-def test_more_pairs_than_there_are_seeds_are_refused(tmp_path, configs):
+def test_more_pairs_than_there_are_seeds_are_refused(tmp_path, configs, twins, capsys):
     write_config(configs, MADE)
-    with pytest.raises(UserError, match=r"it takes [\d,]+ pairs .* there are only 1,000 test seeds"):
-        pairs_needed(collected(tmp_path, sigma=1.0))
+    collected(tmp_path, sigma=1.0)
+    assert twins() == 2
+    assert "4 are there, and seeds for 500 more: train longer, or a larger model" in capsys.readouterr().err
 
 
-def test_questions_with_the_same_baseline_share_its_pairs(tmp_path, configs):
-    """Each stands in the table with as many as any of them has; another learning rate is another model."""
+def test_a_profile_without_verdicts_has_no_twins(tmp_path, configs, twins, capsys):
+    write_config(configs, ablation("no.txt", rates=(1e-2,), profile={"verdicts": False}))
+    assert twins() == 2
+    assert "--profile=tiny has no twins, since it gives no verdicts" in capsys.readouterr().err
+
+
+def test_questions_and_repetitions_with_the_same_baseline_pool_its_pairs(tmp_path, configs):
+    """Another learning rate or another metric is another matter."""
     write_config(configs, MADE)
-    collected(tmp_path / "few", sigma=0.02)
-    few = summary.summarize(summary.collect("tiny", "tiny", tmp_path / "few"))
-    (needed,) = pairs_needed(summary.collect("tiny", "tiny", tmp_path / "few"))
-    fill(tmp_path / "many", needed.cell, lambda member: loss(member, sigma=0.02))
-    many = {**summary.summarize(summary.collect("tiny", "tiny", tmp_path / "many")), "name": "other"}
-    table = committed._controls([few, many])
-    assert "| tiny, tiny<br>other, tiny | – | +0 [" in table and f"{needed.pairs} pairs: equivalent" in table
-    few["noise"][0]["learning_rate"] = 3e-2
-    assert "4 pairs: consistent with zero" in committed._controls([few, many])
+    first = summary.summarize(collected(tmp_path / "first", sigma=0.01))
+    (again,) = (cell for cell in cells("tiny", MADE, "tiny@100") if cell.is_baseline)
+    fill(tmp_path / "again", again, lambda member: loss(member, sigma=0.01))
+    second = summary.summarize(summary.collect("tiny", "tiny@100", tmp_path / "again"))
+    assert second["noise"][0]["n"] == 4 and list(second["noise"][0]["pairs"]) == ["100", "101", "102", "103"]
+    other = {**first, "name": "other"}
+    table = committed._controls([first, second, other])
+    assert "| tiny, tiny<br>tiny, tiny@100<br>other, tiny | – | " in table and "8 pairs: equivalent" in table
+    for changed in ({"learning_rate": 3e-2}, {"metric": "accuracy"}):
+        apart = {**second, "noise": [{**second["noise"][0], **changed}]}
+        assert "4 pairs: consistent with zero" in committed._controls([first, apart])
 
 
-def test_conditions_have_pairs_of_their_own(tmp_path, configs):
-    made = dataclasses.replace(MADE, conditions={"wide": Condition(), "deep": Condition({"model.num_layers": 2})})
+def test_what_can_be_trained_is_trained_before_what_cannot_is_told(tmp_path, configs, trained, twins, capsys):
+    depths = {"wide": 1, "deep": 2, "lone": 3}
+    conditions = {name: Condition({"model.num_layers": layers}) for name, layers in depths.items()}
+    made = dataclasses.replace(MADE, conditions=conditions)
     write_config(configs, made)
-    for condition, sigma in (("wide", 0.001), ("deep", 0.02)):
+    for condition, sigma in (("wide", 0.001), ("deep", 0.01)):
         fill(tmp_path, arm(made, "base", condition), lambda member, s=sigma: loss(member, sigma=s))
-    wide, deep = pairs_needed(summary.collect("tiny", "tiny", tmp_path))
-    assert (wide.cell.condition, wide.pairs) == ("wide", 2) and deep.pairs > 30
+    assert twins() == 2
+    said = capsys.readouterr()
+    assert {job.cell.condition for job in trained} == {"deep"}
+    assert "tiny, wide: " in said.out and "tiny, deep: " in said.out
+    assert "tiny/base@lone: not all its runs have ended" in said.err and "base@wide" not in said.err
