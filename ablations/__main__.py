@@ -52,6 +52,8 @@ def main(argv: list[str] | None = None) -> int:
         if name in ("run", "twins", "try"):
             sub.add_argument("--workers", type=int, default=0, help="processes at a time; 0: one per core")
             sub.add_argument("--retry-failed", action="store_true", help="train failed members again")
+        if name == "twins":
+            sub.add_argument("--pairs", type=int, default=0, help="at least so many on seeds that no test uses")
         if name in ("run", "report", "try"):
             sub.add_argument("--out", type=Path, default=Path("runs") / "reports", help="where pages are written")
     explain = commands.add_parser(

@@ -125,7 +125,7 @@ def twins_command(arguments: argparse.Namespace) -> int:
     while not code:  # the more pairs, the better is known how many it takes
         progress, pool = _pool(arguments)
         found = [summary.collect(name, arguments.profile, arguments.runs) for name in arguments.names]
-        needed = [one for results in found for one in twins.pairs_needed(results)]
+        needed = [one for results in found for one in twins.pairs_needed(results, arguments.pairs)]
         if not needed:
             raise UserError(f"--profile={arguments.profile} has no twins, since it gives no verdicts; choose another.")
         asked = {one.cell.label: one for one in needed if one.possible}

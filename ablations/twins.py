@@ -116,20 +116,23 @@ class Needed:
     possible: bool = True
 
 
-def pairs_needed(results: Results) -> list[Needed]:
+def pairs_needed(results: Results, at_least: int = 0) -> list[Needed]:
     """For each condition with a margin, from the spread of the pairs there are.
+
+    Args:
+      at_least: pairs beyond the test seeds, whatever the spread asks for: to repeat a control that failed.
 
     Their mean has no say, so asking again once more have been trained favours neither answer; the spread is a little
     underestimated where it stops, which raises an error of 5% to some 6% (Wittes and Brittain 1990).
     """
     return [
-        _needed(results, cell, OF_INTEREST[UNITS[cell.metric]], not store.todo(cell, records))
+        _needed(results, cell, OF_INTEREST[UNITS[cell.metric]], not store.todo(cell, records), at_least)
         for cell, records in results.arms
         if cell.has_twins and UNITS.get(cell.metric) in OF_INTEREST
     ]
 
 
-def _needed(results: Results, cell: ArmCell, margin: float, is_run: bool) -> Needed:
+def _needed(results: Results, cell: ArmCell, margin: float, is_run: bool, at_least: int) -> Needed:
     twins = results.twins[cell.condition]
     if not is_run:
         first = f"first: python -m ablations run {results.name} --profile={results.profile}"
@@ -143,7 +146,7 @@ def _needed(results: Results, cell: ArmCell, margin: float, is_run: bool) -> Nee
         f"with a probability of 80% that they are equivalent within {margin:g}, {len(twins.pairs)} are there"
     )
     tried = sum(seed in MORE_PAIRS for seed in (*twins.pairs, *twins.lost))
-    more = tried + max(0, needed - len(twins.pairs))
+    more = max(at_least, tried + max(0, needed - len(twins.pairs)))
     if more > len(MORE_PAIRS):
         return Needed(cell, f"{said}, and seeds for {len(MORE_PAIRS)} more: train longer, or a larger model", False)
     return Needed(dataclasses.replace(cell, more_pairs=more), said)

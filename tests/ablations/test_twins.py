@@ -153,6 +153,16 @@ def test_the_command_trains_what_is_missing_and_says_what_came_out(tmp_path, con
     assert "equivalent within 0.01" in capsys.readouterr().out
 
 
+def test_a_control_is_repeated_with_as_many_pairs_as_one_likes(tmp_path, configs, trained, twins, capsys):
+    """A failed one, for instance, on seeds of its own."""
+    write_config(configs, MADE)
+    collected(tmp_path)
+    assert twins() == 0 and not trained
+    assert twins("--pairs=6") == 0 and "10 pairs: " in capsys.readouterr().out
+    assert {m.seed for m in store.read_arm(arm(MADE).directory(tmp_path))[0]} == {*range(4), *range(500, 506)}
+    assert twins("--pairs=501") == 2 and "seeds for 500 more" in capsys.readouterr().err
+
+
 def test_a_failed_twin_is_trained_again_on_request(tmp_path, configs, trained, twins):
     write_config(configs, MADE)
     collected(tmp_path)
