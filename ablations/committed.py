@@ -40,13 +40,14 @@ def keep(name: str, profile: str, runs: Path, results: Path | None = None) -> Pa
       UserError: no run has ended yet.
     """
     folder = (results or RESULTS) / name / profile / "records"
-    directories = [cell.directory(runs) for cell in cells(name, catalog.load(name), profile)]
-    arms = {path.name: records for path in directories if (records := store.read_arm(path)[0])}
-    if not arms:
+    arms = cells(name, catalog.load(name), profile)
+    found = [(arm, records) for arm in arms if (records := store.read_arm(arm.directory(runs))[0])]
+    if not found:
         raise UserError(f"{name} has no finished run at the {profile} profile in {runs}; nothing to keep.")
     folder.mkdir(parents=True, exist_ok=True)
-    for arm, records in arms.items():
-        store.pack({**store.read_arm(folder / arm)[0], **records}, folder / arm)
+    for arm, records in found:
+        path = arm.directory(folder)
+        store.pack({**store.read_arm(path)[0], **records}, path)
     wanted = {contrast.check for contrast in catalog.load(name).contrasts if contrast.check}
     checked = {check: row for check, row in checks.stored(runs).items() if check in wanted}
     if checked:

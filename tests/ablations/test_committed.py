@@ -72,6 +72,17 @@ def test_members_trained_elsewhere_add_up(trained):
     assert len(records) == 17 and records[Member(1e-2, 40)].metrics["loss"] == 3.0
 
 
+def test_an_arm_keeps_the_name_it_has(trained):
+    """Wherever its next members were trained, and whatever it is called there."""
+    folder = kept(trained)
+    before = sorted(path.name for path in folder.glob("*.jsonl"))
+    (found,) = (trained / "runs").glob(f"*-{arm(MADE, 'base').hash[:10]}")
+    found.rename(found.with_name(found.name.replace("tiny-base", "another-name")))
+    put(trained / "runs", arm(MADE, "base"), Member(1e-2, 40), 3.0)
+    assert sorted(path.name for path in kept(trained).glob("*.jsonl")) == before
+    assert Member(1e-2, 40) in store.read_arm(arm(MADE, "base").directory(folder))[0]
+
+
 def test_nothing_to_keep_is_said(tmp_path, configs):
     write_config(configs, MADE)
     with pytest.raises(UserError, match="tiny has no finished run at the tiny profile"):
