@@ -192,9 +192,9 @@ def _controls(reports: Sequence[Mapping[str, Any]]) -> str:
         "compared, beyond what chance does: of twenty 95% intervals one misses zero. Where they are called equivalent, "
         "the 90% interval lies within the smallest difference of interest, "
         + " or ".join(f"{least:g} {unit}" for unit, least in twins.OF_INTEREST.items())
-        + "; `python -m ablations twins NAME` trains as many pairs as show it with a probability of 80%. Pairs of one "
-        "model at one learning rate are pooled, whichever question or repetition trained them; pages count their own. "
-        "All this is shown and changes no verdict.\n\n"
+        + "; `python -m ablations twins NAME` trains as many pairs as show it with a probability of 80%, and with "
+        "`--pairs` repeats a control that failed. Pairs of one model at one learning rate are pooled, whichever "
+        "question or repetition trained them; pages count their own. All this is shown and changes no verdict.\n\n"
         + _lines(
             ("Baseline", "What it had to manage", "Its twins, minus itself"),
             [(BREAK.join(where), *texts) for texts, where in rows.items()],

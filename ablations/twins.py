@@ -46,15 +46,15 @@ def _measured(about: Mapping[str, Any], pairs: Mapping[int, tuple[float, float]]
         empty = dict.fromkeys(("sigma", "interval", "mean", "mean_interval"))
         return {**row, **empty, "read": "", "note": "needs at least two baseline twins"}
     floor = _floor(pairs)
-    read = _read(floor, about["unit"])
+    mean, read = floor.mean.mean, _read(floor, about["unit"])
     return {
         **row,
         "sigma": floor.sigma,
         "interval": list(floor.interval),
-        "mean": floor.mean.mean,
+        "mean": mean,
         "mean_interval": list(floor.mean.interval(0.95)),
         "read": read,
-        "note": f"{about['baseline']} against itself with other initial weights; their mean difference is {read}",
+        "note": f"{about['baseline']} against itself with other initial weights, on average {mean:+.2g}: {read}",
     }
 
 
