@@ -122,7 +122,7 @@ def twins_command(arguments: argparse.Namespace) -> int:
     """
     _make(arguments.runs)
     code, retry = 0, arguments.retry_failed
-    while not code:  # the more pairs, the better is known how many it takes
+    while True:  # the more pairs, the better is known how many it takes
         progress, pool = _pool(arguments)
         found = [summary.collect(name, arguments.profile, arguments.runs) for name in arguments.names]
         needed = [one for results in found for one in twins.pairs_needed(results, arguments.pairs)]
@@ -131,7 +131,7 @@ def twins_command(arguments: argparse.Namespace) -> int:
         asked = {one.cell.label: one for one in needed if one.possible}
         given = jobs.of_cells((one.cell for one in asked.values()), arguments.runs)
         todo = [job for job in given if job.progress().todo or (retry and job.failed())]
-        if not todo:
+        if code or not todo:
             break
         print(*(asked[job.cell.label].said for job in todo), sep="\n", file=sys.stderr)
         code = _train(todo, progress, pool)
@@ -139,7 +139,7 @@ def twins_command(arguments: argparse.Namespace) -> int:
     if code == STOPPED_BY_USER:
         return code
     for results in found:
-        for row in twins.noise(summary.collect(results.name, arguments.profile, arguments.runs)):
+        for row in twins.noise(results):
             print(f"{results.name}, {row['condition']}: {twins.in_words(row)}")
     if refused := [one.said for one in needed if not one.possible]:
         raise UserError("; ".join(refused) + ".")

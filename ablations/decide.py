@@ -13,6 +13,7 @@ from typing import Literal
 
 from ablations.analyses.catastrophe import minimum_gap
 from ablations.analyses.common import ALPHA, Analysis, Significance
+from ablations.analyses.stability import AS_STABLE
 from ablations.analyses.trend import SLOPE_MARGIN
 from ablations.evidence import QUANTITIES, ArmResult, Evidence, Number, Setting
 from ablations.power import equivalence_seeds_needed, seeds_needed
@@ -201,7 +202,8 @@ def stability(contrast: Contrast, evidence: Evidence, a: Analysis, adjusted: Adj
     if a.primary.p <= ALPHA:
         return _not_after_holm(a.primary.p, adjusted.primary)
     if passes(a.counter, adjusted.counter):
-        reason = "learning-rate sensitivities within 0.8 to 1.25 of each other, no difference in divergences"
+        alike = f"within {1 / AS_STABLE:g} to {AS_STABLE:g} of each other"
+        reason = f"learning-rate sensitivities {alike}, no difference in divergences"
         return Finding("refuted", "refuted, equally stable", reason, significant=True, against=True)
     return _inconclusive(
         "neither sensitivities nor divergence rates settle it",

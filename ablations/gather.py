@@ -77,19 +77,17 @@ def collect(name: str, profile: str, runs: Path) -> Results:
 
 
 def _twins(cell: ArmCell, records: Mapping[Member, Record]) -> Twins:
-    rate = cell.best_learning_rate(store.scores(records, cell.metric)) or 0.0
-    ended = {m.seed for m in records if m == Member(rate, m.seed, twin=True) and Member(rate, m.seed) in records}
-    reached = {
-        seed: [_done(records[Member(rate, seed, twin)], cell.metric) for twin in (False, True)]
-        for seed in sorted(ended)
-    }
-    pairs = {seed: (one, two) for seed, (one, two) in reached.items() if one is not None and two is not None}
-    return Twins(pairs, frozenset(ended - pairs.keys()))
-
-
-def _done(record: Record, metric: str) -> float | None:
-    value = record.metrics.get(metric) if record.state == "done" else None
-    return value if value is not None and math.isfinite(value) else None
+    rate = cell.best_learning_rate(store.scores(records, cell.metric))
+    pairs, lost = {}, set()
+    for member in sorted(records):
+        own = dataclasses.replace(member, twin=False)
+        if member.twin and member.learning_rate == rate and own in records:
+            one, two = (_outcome(records[m], cell.metric).value for m in (own, member))
+            if one is None or two is None:
+                lost.add(member.seed)
+            else:
+                pairs[member.seed] = (one, two)
+    return Twins(pairs, frozenset(lost))
 
 
 def _find(results: Results, arm: str, condition: str) -> tuple[ArmCell, dict[Member, Record]] | None:

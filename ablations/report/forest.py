@@ -13,6 +13,7 @@ from html import escape
 from typing import Any
 
 from ablations.analyses.stability import AS_STABLE
+from ablations.decide import KEPT, LOST
 from ablations.report.numbers import fixed, significant
 
 WIDTH, HEIGHT = 200, 34
@@ -20,7 +21,7 @@ LEFT, RIGHT, MIDDLE = 8, WIDTH - 8, 11
 AT_MOST = 3  # a scale ends at this many times the middle row's reach; what lies beyond gets an arrow
 DIFFERENCES = ("difference", "claimed best against worst")
 SAME_SENSITIVITY = (1 / AS_STABLE, AS_STABLE)
-PARTLY_LOST = (0.25, 0.75)
+PARTLY_LOST = (LOST, KEPT)
 
 
 @dataclasses.dataclass(frozen=True)
