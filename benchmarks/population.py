@@ -1,6 +1,6 @@
 """How much faster members are trained together than one by one.
 
-    python -m benchmarks.population [--sizes=1,4,16] [--rounds=5] [--json=FILE]
+    python -m benchmarks.population [--sizes=1,4,16] [--steps=N] [--rounds=5] [--json=FILE]
 
 The default model (4 layers x 128, about 0.8M parameters, 256 tokens, batch 32 on an accelerator; 64 tokens, batch 8 on
 a CPU, where the point is only that the path is sound) is trained as `Program`, one member, and as `Population` of K, in
@@ -84,7 +84,7 @@ def matrix_flops_per_second(precision: str, size: int) -> float:
     return 2 * size**3 / best
 
 
-def measure(sizes: list[int], rounds: int) -> dict[str, Any]:
+def measure(sizes: list[int], rounds: int, steps: int) -> dict[str, Any]:
     """All numbers: for each K the seconds of every round."""
     import jax
 
@@ -95,13 +95,18 @@ def measure(sizes: list[int], rounds: int) -> dict[str, Any]:
     prepare()
 
     on_cpu = jax.default_backend() == "cpu"
-    steps = 4 if on_cpu else 32
+    steps = steps or (4 if on_cpu else 32)
     made = config(on_cpu, steps)
     dataset = load_dataset(made)
     program = make_program(made, dataset)
     flops = train_flops_per_token(made)
     peak = matrix_flops_per_second(made.numerics.matmul_precision, 1024 if on_cpu else 8192)
-    sides = {size: Together(program, dataset, size) for size in [0, *sizes]}
+    sides: dict[int, Together] = {}
+    for size in [0, *sizes]:
+        started = time.perf_counter()
+        sides[size] = Together(program, dataset, size)
+        name = f"K = {size}" if size else "one member"
+        print(f"{name}: ready after {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
     seconds: dict[int, list[float]] = {size: [] for size in sides}
     for _ in range(rounds):
         for size, side in sides.items():
@@ -132,12 +137,13 @@ def main(arguments: list[str] | None = None) -> int:
     """Measures, prints and stores; returns the exit code."""
     parser = reporting.parser(__doc__ or "")
     parser.add_argument("--sizes", default="1,4,16", help="comma list of K")
+    parser.add_argument("--steps", type=int, default=0, help="steps in one call; by default 32, or 4 on a CPU")
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args(arguments)
     sizes = [int(size) for size in options.sizes.split(",") if size.isdecimal() and int(size)]
-    if not sizes or options.rounds < 1:
-        parser.error("--sizes takes positive numbers such as 1,4,16, and --rounds must be at least 1")
-    found = measure(sizes, options.rounds)
+    if not sizes or options.rounds < 1 or options.steps < 0:
+        parser.error("--sizes takes positive numbers such as 1,4,16, --rounds at least 1, --steps at least 0")
+    found = measure(sizes, options.rounds, options.steps)
     reporting.finish("population", QUESTION, tables(found), found, options.json)
     return 0
 

@@ -44,8 +44,9 @@ def document(reports: list[dict[str, Any]]) -> str:
 def _section(report: dict[str, Any]) -> str:
     machine = ", ".join(f"{key} {value}" for key, value in report["machine"].items() if key != "processor")
     tables = [Table(t["title"], tuple(t["columns"]), tuple(map(tuple, t["rows"])), t["note"]) for t in report["tables"]]
+    place = " on an accelerator" if "accelerator" in report["machine"] and report["benchmark"] in ON_CPU else ""
     parts = [
-        f"## {report['benchmark']}: {report['question']}",
+        f"## {report['benchmark']}{place}: {report['question']}",
         f"{report['date']}, {report['machine']['processor']}, {machine}; `{report['command']}`",
         *(table.markdown() for table in tables),
     ]

@@ -7,9 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
-from transformer.platform import keep_memory
+from transformer.platform import compiler_options, keep_memory
 
 # Calls a program with 64 MiB of temporary memory, and prints how many pages the system had to provide per call.
 PROGRAM = """
@@ -50,3 +51,10 @@ def test_a_call_reuses_the_memory_of_the_call_before():
 def test_another_c_library_is_left_alone(monkeypatch):
     monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
     assert not keep_memory()
+
+
+def test_a_gpu_is_not_made_to_try_kernels_that_full_float32_never_wins_with(monkeypatch):
+    assert compiler_options("highest") is None
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert compiler_options("highest") == {"xla_gpu_enable_triton_gemm": False}
+    assert compiler_options("default") is None

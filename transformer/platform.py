@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 CACHE_VARIABLE = "JAX_COMPILATION_CACHE_DIR"
 
@@ -33,6 +35,30 @@ def prepare() -> None:
     if not os.environ.get(CACHE_VARIABLE):
         jax.config.update("jax_compilation_cache_dir", str(cache_root() / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def compiled(function: Callable[..., Any], precision: str, **arguments: Any) -> Any:
+    """`jax.jit` of a function whose products of matrices have this precision.
+
+    Args:
+      precision: `numerics.matmul_precision`.
+      arguments: those of `jax.jit`.
+    """
+    import jax
+
+    precise = jax.default_matmul_precision(precision)  # read while tracing
+    return jax.jit(precise(function), compiler_options=compiler_options(precision), **arguments)
+
+
+def compiler_options(precision: str) -> dict[str, Any] | None:
+    """What XLA is told beyond its defaults.
+
+    On a GPU it tries Triton's kernels for every product and keeps the fastest. In full float32 those of the library
+    win, and compiling the others takes minutes.
+    """
+    import jax
+
+    return {"xla_gpu_enable_triton_gemm": False} if precision == "highest" and jax.default_backend() == "gpu" else None
 
 
 def keep_memory() -> bool:

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import itertools
 import random
+import types
 from typing import Any
 
 import jax
@@ -14,9 +15,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tests.tiny import label, tiny
+from tests.tiny import LENGTH, label, logits, tiny
 from transformer.config import schema
 from transformer.errors import ConfigError
+from transformer.model import attention_backends
 from transformer.model.attention import Attention
 from transformer.model.attention_backends import BACKENDS
 from transformer.model.context import Context
@@ -147,6 +149,69 @@ def test_the_check_notices_a_broken_back_end(overrides, broken):
 @pytest.mark.parametrize("backend", OTHERS)
 def test_bfloat16_and_a_tile_longer_than_the_text(backend):
     check_equal({}, "causal", backend, dtype="bfloat16")
+
+
+def taken(overrides: dict[str, Any], segments: bool = False, positions: bool = False) -> list[dict[str, Any]]:
+    """What a model's fused attention is called with on a GPU where cuDNN takes every query; its output must be that of
+    the reference all the same."""
+    calls, attend = [], jax.nn.dot_product_attention
+
+    def recorded(*arrays: jax.Array, implementation: str | None = None, **settings: Any) -> jax.Array:
+        calls.append({"implementation": implementation} | settings)
+        return attend(*arrays, **settings)
+
+    arguments: dict[str, Any] = {}
+    if segments:
+        arguments["segments_BT"] = jnp.asarray([[1, 1, 1, 1, 2, 2, 2, 2]] * 2)
+    if positions:
+        arguments["positions_BT"] = jnp.arange(LENGTH)[None]
+    wanted = logits(tiny(overrides), **arguments)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention_backends, "cudnn_computes", lambda query_BTHK: True)
+        patch.setattr(jax.nn, "dot_product_attention", recorded)
+        np.testing.assert_allclose(
+            logits(tiny(overrides | {A + "backend": "fused"}), **arguments), wanted, atol=2e-5, rtol=2e-5
+        )
+    return calls
+
+
+@pytest.mark.parametrize(
+    ("overrides", "settings"),
+    [
+        ({}, {"is_causal": True, "local_window_size": None}),
+        ({A + "window": 3}, {"is_causal": True, "local_window_size": (2, 0)}),
+        ({A + "mask": "none"}, {"is_causal": False, "local_window_size": None}),
+    ],
+    ids=["causal", "window", "full"],
+)
+def test_cudnn_is_told_of_a_plain_mask_in_its_own_words(overrides, settings):
+    for call in taken(overrides):
+        assert call == {"implementation": "cudnn", "scale": 1.0} | settings
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"overrides": {}, "segments": True},
+        {"overrides": {}, "positions": True},
+        {"overrides": {"model.position.kind": "alibi"}},
+        {"overrides": {A + "mask": "none", A + "window": 3}},
+    ],
+    ids=["segments", "positions", "bias", "window without order"],
+)
+def test_what_cudnn_cannot_be_told_goes_another_way(arguments):
+    for call in taken(**arguments):
+        assert call["implementation"] is None
+
+
+def test_cudnn_takes_16_bits_on_an_nvidia_gpu_only(monkeypatch):
+    half = jnp.zeros((1, 1, 1, 64), jnp.bfloat16)
+    assert not attention_backends.cudnn_computes(half)
+    device = types.SimpleNamespace(client=types.SimpleNamespace(platform_version="PJRT C API cuda 13000"))
+    monkeypatch.setattr(jax, "devices", lambda: [device])
+    assert attention_backends.cudnn_computes(half)
+    assert not attention_backends.cudnn_computes(half.astype(jnp.float32))
+    assert not attention_backends.cudnn_computes(half[..., :12])
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from tests.tiny import VOCAB, declared, initial, logits, tiny, tokens
 from transformer.model import build, data_seed, init_seed
@@ -39,6 +40,19 @@ def test_tied_logits_are_inner_products_with_the_embedding():
         out, seen = capture(build(config), "final")(tokens())
         matrix = initial(config)[name]
         np.testing.assert_allclose(out, seen["final"] @ (matrix.T if tie else matrix), atol=1e-4)
+
+
+@pytest.mark.parametrize("table", ["embedding", "token_types"])
+def test_gradients_of_16_bit_states_are_summed_in_the_tables_float32(table):
+    structure, params = nnx.split(getattr(build(tiny({"model.embedding.token_types": 2})), table))
+    rows_BT, zeros_BTD = jnp.zeros((1, 3000), jnp.int32), jnp.zeros((1, 3000, 16), jnp.bfloat16)
+
+    def total(params):
+        module = nnx.merge(structure, params)
+        out = module(rows_BT, jnp.bfloat16) if table == "embedding" else module(zeros_BTD, rows_BT)
+        return out.astype(jnp.float32).sum()
+
+    assert set(jax.grad(total)(params).table[...][0].tolist()) == {3000.0}  # bfloat16 stops counting at 256
 
 
 @pytest.mark.parametrize(("scale", "factor"), [(1.0, 1.0), (0.0, math.sqrt(16)), (2.0, 2.0)])

@@ -8,6 +8,7 @@ import math
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from transformer.training.interrupts import PREEMPTED, Interrupts
 from transformer.training.loop import Loop
 from transformer.training.run import Outcome, train
 from transformer.training.run_directory import RunDirectory, read_rows, read_status
-from transformer.training.step import flat_state
+from transformer.training.step import Program, flat_state
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 12
@@ -284,6 +285,26 @@ def test_a_crash_is_recorded_and_its_run_can_go_on(configure, straight, tmp_path
     assert '"kind": "failed"' in (tmp_path / "events.jsonl").read_text()
     assert train(configure(), tmp_path, quiet=True).state == "done"
     check_same_end(tmp_path, straight.path)
+
+
+def test_steps_are_timed_where_starting_a_call_waits_for_its_end(configure, tmp_path, monkeypatch):
+    make = Program.__init__
+
+    def on_a_gpu(self: Program, *arguments: Any) -> None:
+        make(self, *arguments)
+        start = self.train_steps
+
+        def wait(*arguments: Any) -> Any:
+            returned = jax.block_until_ready(start(*arguments))
+            time.sleep(0.1 * int(arguments[4]))  # the number of steps
+            return returned
+
+        self.train_steps = wait
+
+    monkeypatch.setattr(Program, "__init__", on_a_gpu)
+    train(configure(train__steps_per_call=2), tmp_path, quiet=True)
+    speeds = [row["tokens_per_second"] for row in read_rows(tmp_path, "train")]
+    assert len(speeds) == STEPS and max(speeds) < 1.5 * min(speeds)
 
 
 # --- Resuming ----------------------------------------------------------------------------------------------------

@@ -207,6 +207,16 @@ def _scatter_add(equation: Any) -> Operations:
     return Operations(elementwise=_size(equation.invars[2]))
 
 
+def _attention(products: int) -> Callable[[Any], Operations]:
+    """Of cuDNN's attention, which makes so many products of the size of the scores."""
+
+    def operations(equation: Any) -> Operations:
+        query_BTHK, key_BSGK = equation.invars[:2]
+        return Operations(products=2 * products * _size(query_BTHK) * key_BSGK.aval.shape[1])
+
+    return operations
+
+
 RULES: dict[str, Callable[[Any], Operations]] = {
     "dot_general": _dot,
     "conv_general_dilated": _convolution,
@@ -216,6 +226,8 @@ RULES: dict[str, Callable[[Any], Operations]] = {
     "cond": _branches,
     "shard_map": _shards,
     "pallas_call": _grid,
+    "dot_product_attention_fwd_wrapper": _attention(2),
+    "dot_product_attention_bwd_wrapper": _attention(5),  # the scores a second time
     "scatter-add": _scatter_add,
     "scatter-mul": _scatter_add,
 }

@@ -7,6 +7,7 @@ refuses when the config is resolved, by the `check` of its entry, naming the fie
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -112,14 +113,25 @@ def _plain_softmax(config: Config) -> str | None:
 
 @BACKENDS.register("fused", traits=("no_weights",), check=_plain_softmax)
 def fused_attention(call: AttentionCall) -> jax.Array:
-    """`jax.nn.dot_product_attention`: the platform's own kernel where there is one."""
+    """`jax.nn.dot_product_attention`: XLA's own fusion, or cuDNN's kernel where `cudnn_computes` the call. That one's
+    gradients differ in the last bits from run to run."""
     query_BTHK, key_BSGK, value_BSGU = (
         jnp.swapaxes(x, 1, 2) for x in (call.query_BHTK, call.key_BGSK, call.value_BGSU) if x is not None
     )
     bias = call.context.position.bias(call.query_positions_BT, call.key_positions_BS)
-    allowed = call.mask.dense(call.query_positions_BT, call.key_positions_BS)
-    o_BTHU = jax.nn.dot_product_attention(query_BTHK, key_BSGK, value_BSGU, bias=bias, mask=allowed, scale=1.0)
+    attend = functools.partial(jax.nn.dot_product_attention, query_BTHK, key_BSGK, value_BSGU, scale=1.0)
+    if bias is None and call.mask.is_plain and cudnn_computes(query_BTHK):
+        sees = None if call.mask.window is None else (call.mask.window - 1, 0)
+        o_BTHU = attend(is_causal=call.mask.causal, local_window_size=sees, implementation="cudnn")
+    else:
+        o_BTHU = attend(bias=bias, mask=call.mask.dense(call.query_positions_BT, call.key_positions_BS))
     return jnp.swapaxes(o_BTHU, 1, 2)
+
+
+def cudnn_computes(query_BTHK: jax.Array) -> bool:
+    """Whether cuDNN's attention takes such queries: an NVIDIA GPU, 16 bits, heads of a multiple of 8 up to 128."""
+    half, head_dim = query_BTHK.dtype in (jnp.bfloat16, jnp.float16), query_BTHK.shape[-1]
+    return half and head_dim % 8 == 0 and head_dim <= 128 and "cuda" in jax.devices()[0].client.platform_version
 
 
 # At the end, because it registers a further entry with what is defined above.

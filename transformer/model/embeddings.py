@@ -16,7 +16,9 @@ class TokenEmbedding(nnx.Module):
         self.table = parameter((vocab_size, d_model), "embedding")
 
     def __call__(self, tokens_BT: jax.Array, dtype: jnp.dtype) -> jax.Array:
-        return self.table.astype(dtype)[tokens_BT]
+        # Converted last, so that the gradient is summed in the table's float32: more exactly, and on a GPU, which adds
+        # 16-bit numbers into the same row one after the other, several times faster.
+        return self.table[tokens_BT].astype(dtype)
 
     def attend(self, x_BTD: jax.Array) -> jax.Array:
         """Inner products of x with every row: [B, T, V]."""
@@ -32,5 +34,5 @@ class TypeEmbedding(nnx.Module):
 
     def __call__(self, x_BTD: jax.Array, types_BT: jax.Array | None) -> jax.Array:
         """x plus the vector of each token's type; without types, every token is of type 0."""
-        table_ND = self.table.astype(x_BTD.dtype)
-        return x_BTD + (table_ND[0] if types_BT is None else table_ND[types_BT])
+        row_BTD = self.table[0] if types_BT is None else self.table[types_BT]
+        return x_BTD + row_BTD.astype(x_BTD.dtype)

@@ -26,6 +26,8 @@ class Mask:
       prefix_length_B: keys before this position are visible to everyone, causal or not (prefix LM).
       key_segments_BS: s must not be padding, which has id 0.
       query_segments_BT: t and s must carry the same id; None: t sees every document.
+      in_order: no rule, but a fact known while tracing: queries and keys stand at 0, 1, 2, ..., so that a kernel
+        that numbers them itself sees what `dense` would tell it.
     """
 
     causal: bool = dataclasses.field(default=True, metadata={"static": True})
@@ -33,12 +35,20 @@ class Mask:
     prefix_length_B: jax.Array | None = None
     query_segments_BT: jax.Array | None = None
     key_segments_BS: jax.Array | None = None
+    in_order: bool = dataclasses.field(default=False, metadata={"static": True})
 
     def narrowed(self, window: int) -> Mask:
         """The same mask with at most this window; 0 changes nothing."""
         if not window:
             return self
         return dataclasses.replace(self, window=window if self.window is None else min(window, self.window))
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it shows everything, or else what a kernel calls causal attention, with a window or without."""
+        if self.prefix_length_B is not None or self.key_segments_BS is not None:
+            return False
+        return self.in_order if self.causal else self.window is None
 
     def dense(self, query_positions_BT: jax.Array, key_positions_BS: jax.Array) -> jax.Array | None:
         """The mask as booleans [B, 1, T, S] (B may be 1), or None when every key is visible."""

@@ -48,8 +48,13 @@ class _Call:
 
     first_step: int
     num_steps: int
-    metrics: dict[str, jax.Array]
+    metrics: dict[str, Any]
     dispatched: float
+
+    @property
+    def done(self) -> bool:
+        """Whether the device has computed everything."""
+        return all(metric.is_ready() for metric in self.metrics.values())
 
 
 class Loop:
@@ -142,9 +147,13 @@ class Loop:
         return min([limit, *(end - step for end in [*ends, *self.profiler.boundaries] if end > step)])
 
     def _dispatch(self, state: TrainState, step: int, num_steps: int) -> tuple[TrainState, _Call]:
-        """Starts a call, then reads the numbers of the one before while this one computes."""
+        """Starts a call, then reads the numbers of the one before while this one computes. Or reads them first, if they
+        are there: on a GPU, starting a call takes as long as the call, which would count as time of the one before.
+        """
         one_batch = self.config.train.overfit_one_batch
         chunk = self._padded(self.feed.chunk(0, 1) if one_batch else self.feed.chunk(step, num_steps))
+        if self.pending is not None and self.pending.done:
+            self._finish()
         started = time.perf_counter()
         state, metrics = self.program.train_steps(
             state, self.resident, chunk, jnp.int32(step), jnp.int32(num_steps), self.hyper

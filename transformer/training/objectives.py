@@ -56,12 +56,20 @@ def cross_entropy(logits_BTV: jax.Array, targets_BT: jax.Array, smoothing: float
     """Per-token (nll, smoothed loss), both [B, T] in nats (Szegedy et al. 2016 for the smoothing)."""
     logits_BTV = logits_BTV.astype(jnp.float32)
     log_z_BT = jax.nn.logsumexp(logits_BTV, axis=-1)
-    target_BT = jnp.take_along_axis(logits_BTV, targets_BT[..., None], axis=-1)[..., 0]
-    nll_BT = log_z_BT - target_BT
+    nll_BT = log_z_BT - picked(logits_BTV, targets_BT)
     if smoothing == 0:
         return nll_BT, nll_BT
     uniform_BT = log_z_BT - logits_BTV.mean(axis=-1)
     return nll_BT, (1 - smoothing) * nll_BT + smoothing * uniform_BT
+
+
+def picked(logits_BTV: jax.Array, targets_BT: jax.Array) -> jax.Array:
+    """The logit of each target [B, T]. A gather on a CPU. On an accelerator the scatter that is a gather's gradient
+    would need all logits stored in float32 and passed over once more; a comparison goes into passes there are."""
+    if jax.default_backend() == "cpu":
+        return jnp.take_along_axis(logits_BTV, targets_BT[..., None], axis=-1)[..., 0]
+    is_target_BTV = jnp.arange(logits_BTV.shape[-1]) == targets_BT[..., None]
+    return jnp.where(is_target_BTV, logits_BTV, 0).sum(axis=-1)
 
 
 class Objective:

@@ -25,6 +25,7 @@ from transformer.data.batch import Batch
 from transformer.data.batching import Dataset, Feed
 from transformer.errors import DataError, UserError
 from transformer.model import data_seed, init_seed
+from transformer.platform import compiled
 from transformer.schema import Config
 from transformer.training.checkpoint import Checkpoints
 from transformer.training.interrupts import Interrupts
@@ -59,14 +60,15 @@ class Population:
         self.everywhere = NamedSharding(mesh, PartitionSpec())
         self.spread = NamedSharding(mesh, PartitionSpec("members"))
         by_step = NamedSharding(mesh, PartitionSpec(None, "members"))
-        precise = jax.default_matmul_precision(self.config.numerics.matmul_precision)
-        self.train_steps = jax.jit(
-            precise(self._train_steps),
+        precision = self.config.numerics.matmul_precision
+        self.train_steps = compiled(
+            self._train_steps,
+            precision,
             donate_argnums=0,
             in_shardings=(self.spread, self.everywhere, by_step, None, None, self.spread),
             out_shardings=(self.spread, None),
         )
-        self.evaluate = jax.jit(precise(self._evaluate))
+        self.evaluate = compiled(self._evaluate, precision)
 
     def _train_steps(
         self, state: TrainState, resident: Any, chunk: Any, first_step: Any, num_steps: Any, hyper: Hyperparameters

@@ -21,6 +21,7 @@ from transformer.data.vocabularies import Vocabulary
 from transformer.model import data_seed, declare, init_seed, split
 from transformer.model.initialization import abstract, initialize, path_name, roles
 from transformer.model.remat import recomputing
+from transformer.platform import compiled
 from transformer.schema import Config
 from transformer.training.objectives import OBJECTIVES, TINY, Objective, TokenLosses, layout_of
 from transformer.training.optimizer import Hyperparameters, Optimizer
@@ -95,9 +96,9 @@ class Program:
         train = config.train
         self.placement = make_placement(config)
         self.max_steps_per_call = min(train.steps, train.steps_per_call or 64)
-        precise = jax.default_matmul_precision(config.numerics.matmul_precision)  # read while tracing
-        self.train_steps = jax.jit(precise(self._train_steps), donate_argnums=0)
-        self.evaluate = jax.jit(precise(self._evaluate))
+        precision = config.numerics.matmul_precision
+        self.train_steps = compiled(self._train_steps, precision, donate_argnums=0)
+        self.evaluate = compiled(self._evaluate, precision)
 
     # --- state ---------------------------------------------------------------------------------------------------
 
