@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from pathlib import Path
 
 from ablations import catalog, store
@@ -70,7 +72,7 @@ def make(name: str, profile: str, runs: Path, workers: int) -> Plan:
     ablation = catalog.load(name)
     arms = cells(name, ablation, profile)
     check_limits(name, ablation, profile)
-    rate = estimate.achievable_flops_per_second()
+    rate = functools.cache(estimate.achievable_flops_per_second)
     rows = [_row(arm, ablation.arms[arm.arm].note, runs, rate) for arm in arms]
     sigma = _measured_sigma(name, profile, runs)
     used = sigma or ASSUMED_SIGMA
@@ -98,8 +100,8 @@ def _wall_seconds(rows: list[Row], workers: int, is_population: bool) -> float:
     return (sum(row.seconds for row in to_do) + START_UP * max(0, used - len(to_do))) / used
 
 
-def _row(arm: ArmCell, note: str, runs: Path, rate: float) -> Row:
-    config = arm.config
+def _row(arm: ArmCell, note: str, runs: Path, rate: Callable[[str, str], float]) -> Row:
+    config, numerics = arm.config, arm.config.numerics
     records, _ = store.read_arm(arm.directory(runs))
     scores = store.scores(records, arm.metric)
     needed = arm.members(scores)
@@ -108,7 +110,11 @@ def _row(arm: ArmCell, note: str, runs: Path, rate: float) -> Row:
     tokens = arm.tokens
     flops = accounting.train_flops_per_token(config)
     known = [record.seconds for record in records.values() if record.seconds]
-    seconds = sum(known) / len(known) if known else flops * tokens / rate + config.train.steps * STEP_OVERHEAD
+    if known:
+        seconds = sum(known) / len(known)
+    else:
+        computing = flops * tokens / rate(numerics.compute_dtype, numerics.matmul_precision)
+        seconds = computing + config.train.steps * STEP_OVERHEAD
     return Row(
         arm.label,
         note,

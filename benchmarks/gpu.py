@@ -1,6 +1,6 @@
 """How near the limit of one GPU training comes, and how it compares with PyTorch there.
 
-    python -m benchmarks.gpu [--shapes=350m,124m] [--backend=fused] [--chunk=0] [--peer=124m]
+    python -m benchmarks.gpu [--shapes=350m,124m] [--backend=fused] [--chunk=0] [--peer=SHAPES]
                              [--rounds=5] [--json=FILE]
 
 Refused on a machine without an accelerator. The matrix ceiling, the speed of large bfloat16 products of random numbers,
@@ -172,13 +172,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser = reporting.parser(__doc__ or "")
     parser.add_argument("--shapes", default="350m,124m", help=f"comma list of {', '.join(SHAPES)}")
     parser.add_argument("--backend", default="fused", help="model.attention.backend of our side")
-    parser.add_argument("--peer", default="350m,124m", help="comma list of shapes that PyTorch trains too")
+    parser.add_argument("--peer", help="comma list of shapes that PyTorch trains too; by default all")
     parser.add_argument("--chunk", type=int, default=0, help="objective.logits_chunk of our side")
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args(arguments)
-    shapes, peer = options.shapes.split(","), options.peer.split(",")
-    if unknown := [shape for shape in shapes if shape not in SHAPES]:
-        parser.error(f"--shapes={unknown[0]} is not one of: {', '.join(SHAPES)}")
+    shapes = options.shapes.split(",")
+    peer = shapes if options.peer is None else options.peer.split(",")
+    for name, asked, known in (("shapes", shapes, list(SHAPES)), ("peer", peer, shapes)):
+        if unknown := [shape for shape in asked if shape not in known]:
+            parser.error(f"--{name}={unknown[0]} is not one of: {', '.join(known)}")
     import jax
 
     if jax.default_backend() == "cpu":

@@ -38,7 +38,8 @@ def prepare() -> None:
 
 
 def compiled(function: Callable[..., Any], precision: str, **arguments: Any) -> Any:
-    """`jax.jit` of a function whose products of matrices have this precision.
+    """`jax.jit` of a function whose products of matrices have this precision; not to be called inside another jitted
+    function, which JAX refuses where there are options for the compiler.
 
     Args:
       precision: `numerics.matmul_precision`.

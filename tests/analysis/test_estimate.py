@@ -46,7 +46,7 @@ def test_durations_are_read_at_a_glance():
 )
 def test_a_task_is_costed_by_its_own_rows(monkeypatch, family):
     """Whatever data.sequence_length says: the task makes its rows."""
-    monkeypatch.setattr(estimate, "achievable_flops_per_second", lambda: 1e9)
+    monkeypatch.setattr(estimate, "achievable_flops_per_second", lambda *numerics: 1e9)
     told = []
     for length in (LENGTH, 64 * LENGTH):
         task = {"data.source": "task", "data.task": "copy", "data.task_length": 3, "data.sequence_length": length}

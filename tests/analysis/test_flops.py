@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from flax import nnx
+from jax._src.cudnn import fused_attention_stablehlo
 from jax.extend.core import Primitive
 
 from tests.tiny import called, label, nested, one_switch
@@ -118,9 +119,10 @@ def test_a_kernel_that_cannot_be_looked_into_is_named():
     assert count(foreign, shape(M)).opaque == {"pure_callback"}
 
 
-@pytest.mark.parametrize(("name", "products"), [("fwd", 2), ("bwd", 5)])
-def test_the_kernel_of_cudnn_counts_as_its_products(name, products):
-    kernel = Primitive(f"dot_product_attention_{name}_wrapper")
+@pytest.mark.parametrize(("name", "products"), [("fwd", 2), ("bwd", 4)])
+def test_the_kernel_of_cudnn_counts_as_written_out(name, products):
+    theirs = getattr(fused_attention_stablehlo, f"_dot_product_attention_{name}_p_wrapper")
+    kernel = Primitive(theirs.name)  # the one of JAX needs a GPU to tell its shapes
     kernel.def_abstract_eval(lambda query, key: query)
     B, T, S, H, K = 2, 5, 7, 3, 4
     found = count(kernel.bind, shape(B, T, H, K), shape(B, S, H, K))

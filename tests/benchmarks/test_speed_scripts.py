@@ -99,6 +99,13 @@ def test_the_gpu_benchmark_is_refused_on_a_cpu(capsys):
     assert "needs an accelerator" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("argument", ["--shapes=350M", "--peer=125m"])
+def test_a_shape_that_there_is_not_is_refused(argument, capsys):
+    with pytest.raises(SystemExit):
+        gpu.main([argument])
+    assert f"{argument} is not one of: " in capsys.readouterr().err
+
+
 def test_the_gpu_benchmarks_step_runs_on_any_machine():
     assert gpu.ours(gpu.config("tiny", length=16, backend="reference"))() > 0
 

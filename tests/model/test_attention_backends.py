@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tests.tiny import LENGTH, label, logits, tiny
+from tests.tiny import LENGTH, label, logits, tiny, tokens
 from transformer.config import schema
 from transformer.errors import ConfigError
-from transformer.model import attention_backends
+from transformer.model import attention_backends, build
 from transformer.model.attention import Attention
 from transformer.model.attention_backends import BACKENDS
 from transformer.model.context import Context
@@ -151,67 +151,82 @@ def test_bfloat16_and_a_tile_longer_than_the_text(backend):
     check_equal({}, "causal", backend, dtype="bfloat16")
 
 
-def taken(overrides: dict[str, Any], segments: bool = False, positions: bool = False) -> list[dict[str, Any]]:
-    """What a model's fused attention is called with on a GPU where cuDNN takes every query; its output must be that of
-    the reference all the same."""
+@pytest.fixture
+def called_with(monkeypatch):
+    """What fused attention is called with from now on, as on a GPU where cuDNN takes every query."""
     calls, attend = [], jax.nn.dot_product_attention
 
     def recorded(*arrays: jax.Array, implementation: str | None = None, **settings: Any) -> jax.Array:
         calls.append({"implementation": implementation} | settings)
         return attend(*arrays, **settings)
 
-    arguments: dict[str, Any] = {}
-    if segments:
-        arguments["segments_BT"] = jnp.asarray([[1, 1, 1, 1, 2, 2, 2, 2]] * 2)
-    if positions:
-        arguments["positions_BT"] = jnp.arange(LENGTH)[None]
-    wanted = logits(tiny(overrides), **arguments)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attention_backends, "cudnn_computes", lambda query_BTHK: True)
-        patch.setattr(jax.nn, "dot_product_attention", recorded)
-        np.testing.assert_allclose(
-            logits(tiny(overrides | {A + "backend": "fused"}), **arguments), wanted, atol=2e-5, rtol=2e-5
-        )
+    monkeypatch.setattr(attention_backends, "cudnn_computes", lambda query_BTHK: True)
+    monkeypatch.setattr(jax.nn, "dot_product_attention", recorded)
     return calls
+
+
+def check_fused_logits(overrides: dict[str, Any], **arguments: Any) -> None:
+    made, wanted = (logits(tiny(overrides | {A + "backend": name}), **arguments) for name in ("fused", "reference"))
+    np.testing.assert_allclose(made, wanted, atol=2e-5, rtol=2e-5)
+
+
+CAUSAL, EVERYTHING = ({"is_causal": causal, "local_window_size": None} for causal in (True, False))
 
 
 @pytest.mark.parametrize(
     ("overrides", "settings"),
     [
-        ({}, {"is_causal": True, "local_window_size": None}),
-        ({A + "window": 3}, {"is_causal": True, "local_window_size": (2, 0)}),
-        ({A + "mask": "none"}, {"is_causal": False, "local_window_size": None}),
+        ({}, [CAUSAL]),
+        ({A + "num_kv_heads": 1}, [CAUSAL]),
+        ({A + "window": 3}, [{"is_causal": True, "local_window_size": (2, 0)}]),
+        ({A + "mask": "none"}, [EVERYTHING]),
+        ({"model.family": "encoder_decoder"}, [EVERYTHING, CAUSAL, EVERYTHING]),
     ],
-    ids=["causal", "window", "full"],
+    ids=["causal", "grouped heads", "window", "full", "encoder-decoder"],
 )
-def test_cudnn_is_told_of_a_plain_mask_in_its_own_words(overrides, settings):
-    for call in taken(overrides):
-        assert call == {"implementation": "cudnn", "scale": 1.0} | settings
+def test_cudnn_is_told_of_a_plain_mask_in_its_own_words(called_with, overrides, settings):
+    check_fused_logits({"model.num_layers": 1} | overrides)
+    assert called_with == [{"implementation": "cudnn", "scale": 1.0} | setting for setting in settings]
 
 
 @pytest.mark.parametrize(
-    "arguments",
+    ("overrides", "arguments"),
     [
-        {"overrides": {}, "segments": True},
-        {"overrides": {}, "positions": True},
-        {"overrides": {"model.position.kind": "alibi"}},
-        {"overrides": {A + "mask": "none", A + "window": 3}},
+        ({}, {"segments_BT": np.array([[1] * 4 + [2] * 4] * 2)}),
+        ({}, {"positions_BT": np.arange(LENGTH)[None]}),
+        ({"model.family": "prefix_decoder"}, {}),
+        ({"model.position.kind": "alibi"}, {}),
+        ({A + "mask": "none", A + "window": 3}, {}),
     ],
-    ids=["segments", "positions", "bias", "window without order"],
+    ids=["segments", "positions", "prefix", "bias", "window that looks ahead"],
 )
-def test_what_cudnn_cannot_be_told_goes_another_way(arguments):
-    for call in taken(**arguments):
-        assert call["implementation"] is None
+def test_what_cudnn_cannot_be_told_goes_another_way(called_with, overrides, arguments):
+    check_fused_logits({"model.num_layers": 1} | overrides, **arguments)
+    assert [call["implementation"] for call in called_with] == [None]
 
 
-def test_cudnn_takes_16_bits_on_an_nvidia_gpu_only(monkeypatch):
+def test_a_cache_is_not_taken_for_tokens_in_order(called_with):
+    model = build(tiny({A + "backend": "fused"}))
+    cache, parts = model.empty_cache(2, LENGTH), []
+    for start, stop in ((0, 5), (5, LENGTH)):
+        part, cache = model(tokens()[:, start:stop], cache=cache)
+        parts.append(part)
+    assert {call["implementation"] for call in called_with} == {None}
+    np.testing.assert_allclose(np.concatenate(parts, axis=1), model(tokens()), atol=2e-5, rtol=2e-5)
+
+
+def test_cudnn_takes_16_bits_on_a_recent_nvidia_gpu_only(monkeypatch):
+    def takes(query_BTHK: jax.Array, platform: str = "cuda 13000", capability: str = "9.0") -> bool:
+        client = types.SimpleNamespace(platform_version=platform)
+        device = types.SimpleNamespace(client=client, compute_capability=capability)
+        with monkeypatch.context() as patch:
+            patch.setattr(jax, "devices", lambda: [device])
+            return attention_backends.cudnn_computes(query_BTHK)
+
     half = jnp.zeros((1, 1, 1, 64), jnp.bfloat16)
-    assert not attention_backends.cudnn_computes(half)
-    device = types.SimpleNamespace(client=types.SimpleNamespace(platform_version="PJRT C API cuda 13000"))
-    monkeypatch.setattr(jax, "devices", lambda: [device])
-    assert attention_backends.cudnn_computes(half)
-    assert not attention_backends.cudnn_computes(half.astype(jnp.float32))
-    assert not attention_backends.cudnn_computes(half[..., :12])
+    assert takes(half) and takes(half, capability="12.0") and takes(half, capability="8.0")
+    assert not takes(half, capability="7.5") and not takes(half, platform="rocm 70000") and not takes(half, "cpu")
+    assert not takes(half.astype(jnp.float32)) and not takes(half[..., :12])
 
 
 @pytest.mark.parametrize(

@@ -129,9 +129,11 @@ def fused_attention(call: AttentionCall) -> jax.Array:
 
 
 def cudnn_computes(query_BTHK: jax.Array) -> bool:
-    """Whether cuDNN's attention takes such queries: an NVIDIA GPU, 16 bits, heads of a multiple of 8 up to 128."""
-    half, head_dim = query_BTHK.dtype in (jnp.bfloat16, jnp.float16), query_BTHK.shape[-1]
-    return half and head_dim % 8 == 0 and head_dim <= 128 and "cuda" in jax.devices()[0].client.platform_version
+    """Whether cuDNN's attention takes such queries: bfloat16, heads of a multiple of 8 up to 128, and an NVIDIA GPU of
+    the Ampere generation (2020) or a later one."""
+    head_dim, device = query_BTHK.shape[-1], jax.devices()[0]
+    takes = query_BTHK.dtype == jnp.bfloat16 and head_dim % 8 == 0 and head_dim <= 128
+    return takes and "cuda" in device.client.platform_version and float(device.compute_capability) >= 8.0
 
 
 # At the end, because it registers a further entry with what is defined above.

@@ -16,6 +16,7 @@ import numpy as np
 from flax import nnx
 
 from transformer.errors import UserError
+from transformer.model.embeddings import in_float32
 from transformer.model.initialization import parameter
 from transformer.model.rope_scaling import ROPE_SCALINGS
 from transformer.registry import Registry
@@ -186,7 +187,9 @@ class LearnedPosition(NoPosition):
                 f"The input has {x_BTD.shape[1]} tokens but model.position.kind=learned knows only "
                 f"{self.max_length} positions; shorten it or train with a larger model.position.max_length."
             )
-        return x_BTD + OUT_OF_RANGE.build(self.out_of_range, self.table[...], positions_BT).astype(x_BTD.dtype)
+        return x_BTD + OUT_OF_RANGE.build(self.out_of_range, in_float32(self.table[...]), positions_BT).astype(
+            x_BTD.dtype
+        )
 
 
 # --- Rotations ---------------------------------------------------------------------------------------------------

@@ -75,8 +75,13 @@ class Stack(nnx.Module):
           dropout_key: key of this step; None turns dropout and noise off.
           train: whether batch statistics are used and updated.
         """
-        in_order = positions_BT is None
-        writer, mask = None, Mask(self.causal, None, None, segments_BT, segments_BT, in_order)
+        writer = None
+        mask = Mask(
+            causal=self.causal,
+            query_segments_BT=segments_BT,
+            key_segments_BS=segments_BT,
+            in_order=positions_BT is None,
+        )
         if positions_BT is None:
             positions_BT = jnp.arange(tokens_BT.shape[1], dtype=jnp.int32)[None]
         if cache is not None:

@@ -64,8 +64,8 @@ def cross_entropy(logits_BTV: jax.Array, targets_BT: jax.Array, smoothing: float
 
 
 def picked(logits_BTV: jax.Array, targets_BT: jax.Array) -> jax.Array:
-    """The logit of each target [B, T]. A gather on a CPU. On an accelerator the scatter that is a gather's gradient
-    would need all logits stored in float32 and passed over once more; a comparison goes into passes there are."""
+    """The logit of each target [B, T]. A gather on a CPU. On an accelerator its gradient, a scatter, would need all
+    logits stored in float32; a comparison is fused into passes over them that are made anyway."""
     if jax.default_backend() == "cpu":
         return jnp.take_along_axis(logits_BTV, targets_BT[..., None], axis=-1)[..., 0]
     is_target_BTV = jnp.arange(logits_BTV.shape[-1]) == targets_BT[..., None]

@@ -262,7 +262,8 @@ def _costs(program: Program, config: Config, state: TrainState) -> str:
     rows, layout = config.train.steps * config.train.batch_size, program.layout
     tokens = rows * layout.positions
     flops = accounting.train_operations(program).products * rows * layout.length
-    seconds = flops / estimate.achievable_flops_per_second()
+    numerics = config.numerics
+    seconds = flops / estimate.achievable_flops_per_second(numerics.compute_dtype, numerics.matmul_precision)
     needed = memory.state_bytes(state) + memory.activation_bytes(config, program.vocab_size, layout.positions)
     parts = ", ".join(f"{name} {count:,}" for name, count in sorted(counts.items(), key=lambda item: -item[1]))
     return (
