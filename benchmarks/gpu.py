@@ -26,6 +26,7 @@ from collections.abc import Callable
 from typing import Any
 
 from benchmarks import reporting
+from benchmarks.limit import matrix_flops_per_second
 from benchmarks.reporting import BenchmarkError, Table
 from transformer.errors import UserError
 
@@ -61,22 +62,6 @@ def config(shape: str, length: int = LENGTH, backend: str = "fused", chunk: int 
         "optimizer.warmup_steps": 0,
     }
     return resolve(apply_overrides(default_config(), overrides))
-
-
-def ceiling(size: int = 8192, products: int = 10) -> float:
-    """FLOP/s of bfloat16 products of random matrices [size, size]; the best of five runs of so many."""
-    import jax
-    import jax.numpy as jnp
-
-    x = jax.random.normal(jax.random.key(0), (size, size), jnp.bfloat16)
-    product = jax.jit(jnp.matmul)
-    product(x, x).block_until_ready()
-    best = float("inf")
-    for _ in range(5):
-        started = time.perf_counter()
-        jax.block_until_ready([product(x, x) for _ in range(products)])
-        best = min(best, time.perf_counter() - started)
-    return 2 * size**3 * products / best
 
 
 def ours(made: Any) -> Callable[[], float]:
@@ -138,7 +123,7 @@ def measure(shapes: list[str], peer: list[str], rounds: int, backend: str, chunk
     """Ceiling, then seconds of every round for every shape and side; `peer` are the shapes PyTorch trains too."""
     from transformer.analysis.accounting import train_flops_per_token
 
-    found: dict[str, Any] = {"ceiling": ceiling(), "shapes": {}}
+    found: dict[str, Any] = {"ceiling": matrix_flops_per_second("bfloat16", "default", 8192, products=10), "shapes": {}}
     for shape in shapes:
         made = config(shape, backend=backend, chunk=chunk)
         sides = {"ours": ours(made), "torch": torch_side(shape) if shape in peer else None}

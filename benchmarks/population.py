@@ -17,6 +17,7 @@ import time
 from typing import Any
 
 from benchmarks import reporting
+from benchmarks.limit import matrix_flops_per_second
 from benchmarks.reporting import Table
 
 QUESTION = "How much faster are members trained together?"
@@ -68,22 +69,6 @@ class Together:
         return time.perf_counter() - started
 
 
-def matrix_flops_per_second(precision: str, size: int) -> float:
-    """Of one product of two float32 matrices [size, size]; the best of a few."""
-    import jax
-    import jax.numpy as jnp
-
-    x = jnp.ones((size, size), jnp.float32)
-    product = jax.jit(lambda a, b: jnp.matmul(a, b, precision=precision))
-    product(x, x).block_until_ready()
-    best = float("inf")
-    for _ in range(5):
-        started = time.perf_counter()
-        product(x, x).block_until_ready()
-        best = min(best, time.perf_counter() - started)
-    return 2 * size**3 / best
-
-
 def measure(sizes: list[int], rounds: int, steps: int) -> dict[str, Any]:
     """All numbers: for each K the seconds of every round."""
     import jax
@@ -100,7 +85,7 @@ def measure(sizes: list[int], rounds: int, steps: int) -> dict[str, Any]:
     dataset = load_dataset(made)
     program = make_program(made, dataset)
     flops = train_flops_per_token(made)
-    peak = matrix_flops_per_second(made.numerics.matmul_precision, 1024 if on_cpu else 8192)
+    peak = matrix_flops_per_second("float32", made.numerics.matmul_precision, 1024 if on_cpu else 8192)
     sides: dict[int, Together] = {}
     for size in [0, *sizes]:
         started = time.perf_counter()

@@ -114,7 +114,7 @@ def _plain_softmax(config: Config) -> str | None:
 @BACKENDS.register("fused", traits=("no_weights",), check=_plain_softmax)
 def fused_attention(call: AttentionCall) -> jax.Array:
     """`jax.nn.dot_product_attention`: XLA's own fusion, or cuDNN's kernel where `cudnn_computes` the call. That one's
-    gradients differ in the last bits from run to run."""
+    gradients may differ in the last bits from run to run."""
     query_BTHK, key_BSGK, value_BSGU = (
         jnp.swapaxes(x, 1, 2) for x in (call.query_BHTK, call.key_BGSK, call.value_BGSU) if x is not None
     )

@@ -187,9 +187,8 @@ class LearnedPosition(NoPosition):
                 f"The input has {x_BTD.shape[1]} tokens but model.position.kind=learned knows only "
                 f"{self.max_length} positions; shorten it or train with a larger model.position.max_length."
             )
-        return x_BTD + OUT_OF_RANGE.build(self.out_of_range, in_float32(self.table[...]), positions_BT).astype(
-            x_BTD.dtype
-        )
+        row_BTD = OUT_OF_RANGE.build(self.out_of_range, in_float32(self.table[...]), positions_BT)
+        return x_BTD + row_BTD.astype(x_BTD.dtype)
 
 
 # --- Rotations ---------------------------------------------------------------------------------------------------

@@ -152,10 +152,9 @@ class Loop:
         """
         one_batch = self.config.train.overfit_one_batch
         chunk = self._padded(self.feed.chunk(0, 1) if one_batch else self.feed.chunk(step, num_steps))
-        started = time.perf_counter()
+        started = time.perf_counter()  # before rows are written, while the device waits
         if self.pending is not None and self.pending.done:
             self._finish()
-            started = self.last_finished  # writing rows is time that the device waits
         state, metrics = self.program.train_steps(
             state, self.resident, chunk, jnp.int32(step), jnp.int32(num_steps), self.hyper
         )
