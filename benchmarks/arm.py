@@ -157,15 +157,15 @@ def train_arm(members: int, steps: int) -> dict[str, Any]:
     program = run.make_program(config, dataset)
     timer = Steps(program, dataset)
     step_seconds = timer.repeated()
-    walls, evaluating, evaluate = [], [], loop.evaluate_members
+    walls, evaluating, add_up = [], [], loop.add_up
 
-    def timed(*arguments: Any) -> Any:
+    def timed(*arguments: Any, **named: Any) -> Any:
         began = time.perf_counter()
-        result = evaluate(*arguments)
+        result = add_up(*arguments, **named)
         evaluating[-1] += time.perf_counter() - began
         return result
 
-    loop.evaluate_members = timed
+    loop.add_up = timed
     with tempfile.TemporaryDirectory() as folder:
         for i in range(members):
             member = arm_config(steps, RATES[i % len(RATES)], seed=i // len(RATES))
@@ -175,7 +175,7 @@ def train_arm(members: int, steps: int) -> dict[str, Any]:
             walls.append(time.perf_counter() - started)
             if outcome.state != "done":
                 raise reporting.BenchmarkError(f"a member ended as {outcome.state}")
-    loop.evaluate_members = evaluate
+    loop.add_up = add_up
     step_seconds += timer.repeated()
     return {"walls": walls, "evaluating": evaluating, "step_seconds": step_seconds, "wall": sum(walls)}
 

@@ -130,7 +130,7 @@ class Ours:
 
     def turn(self, timed_steps: int) -> Turn:
         """One warm step, then the timed ones twice: in the training loop's calls, and inside one call."""
-        from transformer.training.loop import SECONDS_PER_CALL
+        from transformer.training.step import SECONDS_PER_CALL
 
         cpu = time.process_time()
         warm_step, _ = timed(self.train, 1)

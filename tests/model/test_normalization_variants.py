@@ -217,12 +217,13 @@ def test_evaluation_uses_and_keeps_running_statistics():
     made = program()
     state = run(made, 3)
     batch = Batch(tokens(BATCH, LENGTH + 1))
-    nll = made.evaluate(state, batch).nll_T
-    np.testing.assert_array_equal(made.evaluate(state, batch).nll_T, nll)
-    alone = sum(made.evaluate(state, batch.take(slice(i, i + 1))).nll_T for i in range(BATCH))
+    evaluate = jax.jit(made.evaluate_batch)
+    nll = evaluate(state, batch).nll_T
+    np.testing.assert_array_equal(evaluate(state, batch).nll_T, nll)
+    alone = sum(evaluate(state, batch.take(slice(i, i + 1))).nll_T for i in range(BATCH))
     np.testing.assert_allclose(alone, nll, rtol=1e-5)  # no row depends on another
     other = state._replace(model_state=jax.tree.map(lambda x: x + 1, state.model_state))
-    assert not np.allclose(made.evaluate(other, batch).nll_T, nll)
+    assert not np.allclose(evaluate(other, batch).nll_T, nll)
 
 
 def test_a_microbatch_has_statistics_of_its_own():

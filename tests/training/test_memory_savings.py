@@ -59,7 +59,7 @@ def test_each_kind_keeps_less_than_the_one_before():
 
 def test_evaluation_and_generation_do_not_recompute():
     made = program(train__remat="block")
-    text = str(jax.make_jaxpr(made._evaluate)(made.init(0), Batch(TOKENS)))
+    text = str(jax.make_jaxpr(made.evaluate_batch)(made.init(0), Batch(TOKENS)))
     assert "remat" not in text and "checkpoint" not in text
 
 
@@ -76,7 +76,8 @@ def test_chunks_change_neither_loss_nor_gradient(chunk, tie):
 def test_evaluation_in_chunks_gives_the_same_sums():
     made, whole = program(objective__logits_chunk=7), program()
     batch = Batch(TOKENS, weights_BL=(TOKENS % 2).astype(np.float32))
-    for mine, theirs in zip(made.evaluate(made.init(0), batch), whole.evaluate(whole.init(0), batch), strict=True):
+    found = [jax.jit(each.evaluate_batch)(each.init(0), batch) for each in (made, whole)]
+    for mine, theirs in zip(*found, strict=True):
         np.testing.assert_allclose(mine, theirs, rtol=1e-5)
 
 

@@ -21,8 +21,9 @@ from transformer import load, resolve
 from transformer.errors import ConfigError, DataError
 from transformer.inference.checks import open_subject
 from transformer.schema import Config
-from transformer.training import console_sink
+from transformer.training import console_sink, loop
 from transformer.training import run as run_module
+from transformer.training.evaluation import add_up, evaluate
 from transformer.training.interrupts import PREEMPTED, Interrupts
 from transformer.training.loop import Loop
 from transformer.training.run import Outcome, train
@@ -370,6 +371,18 @@ def test_a_final_evaluation_that_was_measured_is_not_measured_again(configure, s
     again = train(configure(), workdir, quiet=True)
     assert again.summary["validation_loss"] == straight.summary["validation_loss"]
     check_same_end(workdir, straight.path)
+
+
+@pytest.mark.parametrize(("tokens", "reused"), [(128, 2), (127, 0)])
+def test_the_final_evaluation_goes_on_where_the_last_subset_ended(configure, tmp_path, monkeypatch, tokens, reused):
+    """The whole split has five batches of 64 tokens. A subset that ends within a batch is no beginning of it."""
+    starts = []
+    monkeypatch.setattr(loop, "add_up", lambda *a, begun=None: starts.append(begun) or add_up(*a, begun=begun))
+    outcome = train(configure(eval__tokens=tokens), tmp_path, quiet=True)
+    assert [0 if begun is None else begun.batches for begun in starts] == [0, 0, 0, reused]
+    run = load(tmp_path)
+    again = evaluate(run.program, run.state, run_module.load_dataset(run.config), "validation")
+    assert again["eval_tokens"] == 299 and again["loss"] == outcome.summary["validation_loss"]
 
 
 def test_a_changed_corpus_is_noticed(configure, corpus, tmp_path, monkeypatch, capsys):

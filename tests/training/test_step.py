@@ -368,12 +368,14 @@ def test_microbatches_drop_differently():
 
 def evaluated(program: Program, state: TrainState, weights: np.ndarray | None = None) -> Any:
     batch = np.stack([STREAM[s : s + LENGTH + 1] for s in starts(50)]).astype(np.int32)
-    return program.evaluate(state, Batch(batch)) if weights is None else evaluated_batch(program, state, batch, weights)
+    if weights is None:
+        return jax.jit(program.evaluate_batch)(state, Batch(batch))
+    return evaluated_batch(program, state, batch, weights)
 
 
 def evaluated_batch(program: Program, state: TrainState, batch: np.ndarray, weights: np.ndarray) -> Any:
     """With weights [B, T] of the targets, in front of which stands a token that is only read."""
-    return program.evaluate(state, Batch(batch, weights_BL=np.pad(weights, ((0, 0), (1, 0)))))
+    return jax.jit(program.evaluate_batch)(state, Batch(batch, weights_BL=np.pad(weights, ((0, 0), (1, 0)))))
 
 
 def test_evaluation_has_no_dropout_and_no_smoothing(program, dropping):
@@ -455,7 +457,7 @@ def test_the_step_asks_for_the_configured_precision(precision):
     arguments = (made.init(0), jnp.asarray(STREAM), chunk(0, 1), jnp.int32(0), jnp.int32(1), hyper)
     for text in (
         made.train_steps.lower(*arguments).as_text(),
-        made.evaluate.lower(made.init(0), Batch(batch)).as_text(),
+        made.evaluate.lower(made.init(0), Batch(np.stack([batch])), np.zeros(1, np.int32), np.int32(1)).as_text(),
     ):
         products = [line for line in text.splitlines() if "dot_general" in line]
         assert products and all(f"precision = [{precision.upper()}, {precision.upper()}]" in x for x in products)

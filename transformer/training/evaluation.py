@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import math
+import time
 from typing import TYPE_CHECKING, Any
 
+import jax
 import numpy as np
 
 from transformer.data.batching import Dataset
 from transformer.training.objectives import TINY
-from transformer.training.step import EvalSums, Program, TrainState
+from transformer.training.step import BATCHES_PER_CALL, SECONDS_PER_CALL, EvalSums, Program, TrainState
 
 if TYPE_CHECKING:
     from transformer.training.population import Population
@@ -28,24 +32,69 @@ def evaluate(
       (targets), `loss_by_position` and `accuracy_by_position` (lists); `bits_per_byte` where targets are text and
       `pad_share` where there is padding.
     """
-    (result,) = evaluate_members(program, state, dataset, split, max_tokens)
+    (result,) = add_up(program, state, dataset, split, max_tokens).means()
     return result
 
 
-def evaluate_members(
-    program: Program | Population, state: TrainState, dataset: Dataset, split: str, max_tokens: int | None = None
-) -> list[dict[str, Any]]:
-    """As `evaluate`, for every member of a population; a program for one member gives a list of one."""
-    batch_size = program.config.eval.batch_size or program.config.train.batch_size
-    totals: Any = None
-    for number, batch in enumerate(dataset.batches(split, batch_size, max_tokens)):
-        sums = program.evaluate(state, batch, number * batch_size)
-        sums = [np.asarray(x, np.float64) for x in sums]
-        totals = sums if totals is None else [a + b for a, b in zip(totals, sums, strict=True)]
-    total = EvalSums(*totals)
-    if total.rows.ndim == 0:
-        return [_means(total)]
-    return [_means(EvalSums(*sums)) for sums in zip(*total, strict=True)]
+@dataclasses.dataclass(frozen=True)
+class Sums:
+    """What the first batches of a split add up to, in float64.
+
+    Attributes:
+      batches: how many there were.
+      totals: of one member, or of the members of a population.
+    """
+
+    batches: int
+    totals: EvalSums
+
+    def means(self) -> list[dict[str, Any]]:
+        """What `evaluate` returns, for every member of a population; a program for one member gives a list of one."""
+        if self.totals.rows.ndim == 0:
+            return [_means(self.totals)]
+        return [_means(EvalSums(*sums)) for sums in zip(*self.totals, strict=True)]
+
+
+def add_up(
+    program: Program | Population,
+    state: TrainState,
+    dataset: Dataset,
+    split: str,
+    max_tokens: int | None = None,
+    begun: Sums | None = None,
+) -> Sums:
+    """Sums over the batches of a split.
+
+    Args:
+      max_tokens: as for `evaluate`.
+      begun: sums of its first batches for the same state, which are not computed again.
+    """
+    batch_size = _batch_size(program)
+    done = begun.batches if begun else 0
+    totals: Any = begun.totals if begun else None
+    batches, size = itertools.islice(dataset.batches(split, batch_size, max_tokens), done, None), 1
+    while group := list(itertools.islice(batches, size)):
+        started = time.perf_counter()
+        filled = [*group, *[group[-1]] * (BATCHES_PER_CALL - len(group))]
+        stacked = jax.tree.map(lambda *parts: np.stack(parts), *filled)
+        first_rows = ((done + np.arange(BATCHES_PER_CALL)) * batch_size).astype(np.int32)
+        found = program.evaluate(state, stacked, first_rows, np.int32(len(group)))
+        for sums in zip(*[np.asarray(x, np.float64)[: len(group)] for x in found], strict=True):
+            totals = EvalSums(*sums) if totals is None else EvalSums(*map(np.add, totals, sums))
+        done += len(group)
+        seconds = (time.perf_counter() - started) / len(group)
+        size = max(1, min(BATCHES_PER_CALL, int(SECONDS_PER_CALL / seconds)))
+    return Sums(done, totals)
+
+
+def whole_batches(program: Program | Population, dataset: Dataset, max_tokens: int) -> bool:
+    """Whether a subset of so many tokens ends with a batch, so that its sums begin those of the whole split."""
+    return max_tokens % (_batch_size(program) * dataset.layout.positions) == 0
+
+
+def _batch_size(program: Program | Population) -> int:
+    """Rows of an evaluation batch."""
+    return program.config.eval.batch_size or program.config.train.batch_size
 
 
 def _means(total: EvalSums) -> dict[str, Any]:

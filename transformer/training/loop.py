@@ -12,17 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from transformer.data.batching import Dataset, Feed
-from transformer.training.evaluation import evaluate_members
+from transformer.training.evaluation import Sums, add_up, whole_batches
 from transformer.training.interrupts import Interrupts
 from transformer.training.member import Member
 from transformer.training.optimizer import Hyperparameters
 from transformer.training.profiling import Profiler
-from transformer.training.step import METRICS, Program, TrainState
+from transformer.training.step import METRICS, SECONDS_PER_CALL, Program, TrainState
 
 if TYPE_CHECKING:
     from transformer.training.population import Population
-
-SECONDS_PER_CALL = 0.5  # long enough to hide dispatch, short enough for Ctrl-C and a living progress bar
 
 
 class Diverged(Exception):
@@ -91,6 +89,7 @@ class Loop:
         self.pending: _Call | None = None
         self.last_finished = 0.0
         self.seconds_per_step: float | None = None
+        self.begun: Sums | None = None  # the whole validation split, as far as the last subset has measured it
 
     # --- the loop ------------------------------------------------------------------------------------------------
 
@@ -191,7 +190,11 @@ class Loop:
 
     def _evaluate(self, state: TrainState) -> None:
         """The fixed validation subset."""
-        results = self._measure(state, "validation", self.config.eval.tokens)
+        tokens = self.config.eval.tokens
+        sums = add_up(self.program, state, self.dataset, "validation", tokens)
+        last = self.step == self.config.train.steps
+        self.begun = sums if last and whole_batches(self.program, self.dataset, tokens) else None
+        results = _rows(sums)
         for member, result in zip(self.members, results, strict=True):
             if not member.ended:
                 member.validated(result)
@@ -210,7 +213,8 @@ class Loop:
                 continue
             rows = [{} if member.ended else member.final_row(split) for member in self.members]
             if None in rows:
-                results = self._measure(state, split)
+                begun = self.begun if split == "validation" else None
+                results = _rows(add_up(self.program, state, self.dataset, split, begun=begun))
                 for index, (member, result) in enumerate(zip(self.members, results, strict=True)):
                     if rows[index] is None:
                         member.write(split, {**result, "final": True})
@@ -221,10 +225,10 @@ class Loop:
                         summary[f"{split}_{name}"] = row[name]
         return summaries
 
-    def _measure(self, state: TrainState, split: str, max_tokens: int | None = None) -> list[dict[str, Any]]:
-        """An evaluation of every member as rows: no lists."""
-        results = evaluate_members(self.program, state, self.dataset, split, max_tokens)
-        return [{name: value for name, value in row.items() if not isinstance(value, list)} for row in results]
+
+def _rows(sums: Sums) -> list[dict[str, Any]]:
+    """An evaluation of every member as rows: no lists."""
+    return [{name: value for name, value in row.items() if not isinstance(value, list)} for row in sums.means()]
 
 
 def _due(step: int, every: int) -> bool:

@@ -78,10 +78,10 @@ class Population:
         state, metrics = mapped(state, resident, chunk, first_step, num_steps, hyper)
         return state, jax.tree.map(self.real, metrics)
 
-    def _evaluate(self, state: TrainState, batch: Batch, first_row: jax.Array | int = 0) -> EvalSums:
-        """`Program._evaluate` of every member on the same batch."""
-        mapped = jax.vmap(self.program._evaluate, in_axes=(0, None, None))
-        return jax.tree.map(self.real, mapped(state, batch, first_row))
+    def _evaluate(self, state: TrainState, batches: Batch, first_rows: jax.Array, count: jax.Array) -> EvalSums:
+        """`Program._evaluate` of every member on the same batches, [batches, K, ...]."""
+        mapped = jax.vmap(self.program._evaluate, in_axes=(0, None, None, None), out_axes=1)
+        return jax.tree.map(lambda sums: sums[:, : self.size], mapped(state, batches, first_rows, count))
 
     def real(self, array: Any) -> Any:
         """Without the copies that fill up the devices."""

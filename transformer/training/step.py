@@ -29,6 +29,8 @@ from transformer.training.sharding import make_placement
 from transformer.training.transfer import Transfer, start_from
 
 EVALUATION_SEED = 0  # of corruption in evaluation, whatever the run's seeds
+SECONDS_PER_CALL = 0.5  # long enough to hide dispatch, short enough for Ctrl-C and a living progress bar
+BATCHES_PER_CALL = 16  # of evaluation: what no batch changes, such as angles of rotary positions, is computed once
 METRICS = ("loss", "learning_rate", "grad_norm", "param_norm")
 
 
@@ -236,7 +238,25 @@ class Program:
 
     # --- evaluation ----------------------------------------------------------------------------------------------
 
-    def _evaluate(self, state: TrainState, batch: Batch, first_row: jax.Array | int = 0) -> EvalSums:
+    def _evaluate(self, state: TrainState, batches: Batch, first_rows: jax.Array, count: jax.Array) -> EvalSums:
+        """Sums over each of `count` batches, a number known only at run time, [BATCHES_PER_CALL, ...]; entries from
+        `count` on mean nothing.
+
+        Args:
+          batches: every part [BATCHES_PER_CALL, B, ...].
+          first_rows: the index of each batch's first row within the split.
+        """
+
+        def sums(i: jax.Array | int) -> EvalSums:
+            return self.evaluate_batch(state, batches.take(i), first_rows[i])
+
+        def body(i: jax.Array, found: EvalSums) -> EvalSums:
+            return jax.tree.map(lambda all_N, one: all_N.at[i].set(one), found, sums(i))
+
+        empty = jax.tree.map(lambda x: jnp.zeros((BATCHES_PER_CALL, *x.shape), x.dtype), jax.eval_shape(sums, 0))
+        return jax.lax.fori_loop(0, count, body, empty)
+
+    def evaluate_batch(self, state: TrainState, batch: Batch, first_row: jax.Array | int = 0) -> EvalSums:
         """Sums over one batch, as the data gives it; no dropout, running statistics, corruption from a fixed key.
 
         Args:
