@@ -17,14 +17,17 @@ the lab     all members, and the best rate on one seed more, through the pool of
             x step time). It may be below 1, since workers with a core each step side by side: `of side by side` is the
             same against what as many such processes reach with nothing but steps.
 
-The step time is that of one process with all cores to itself, many steps in one call, before and after: the median,
-and the fastest and slowest call, with the ratios they would give. The aim for `ratio` is 1.1.
+The step time is that of one process with all cores to itself, many steps in one call: for one worker before and after,
+for the lab every 30 seconds, while the workers are stopped, which does not count. The median over calls, and in
+brackets the quartiles, with the ratios they would give. The aim for `ratio` is 1.1.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -39,6 +42,7 @@ from benchmarks.reporting import Table
 
 QUESTION = "What does an arm cost beside its steps?"
 RATES = (1e-3, 2e-3, 4e-3, 8e-3)
+SECONDS_BETWEEN = 30  # two measurements of the step time, while the lab works
 PARTS = ("import", "corpus", "init", "trace", "compile")
 
 
@@ -113,17 +117,51 @@ class Steps:
         return [self.seconds_per_step() for _ in range(4)][1:]
 
 
-def time_steps(steps: int) -> list[float]:
-    """Seconds per step in this process."""
+def serve_steps(steps: int) -> None:
+    """Times a call of steps for every line read, and prints its seconds per step."""
     from transformer.training import run
 
     config = arm_config(steps)
     dataset = run.load_dataset(config)
-    return Steps(run.make_program(config, dataset), dataset).repeated()
+    timer = Steps(run.make_program(config, dataset), dataset)
+    timer.seconds_per_step()
+    for _ in sys.stdin:
+        print(json.dumps(timer.seconds_per_step()), flush=True)
 
 
-def train_in_the_lab(members: int, steps: int) -> dict[str, Any]:
-    """Trains an arm with the lab's pool of workers; wall seconds, how many members there were, each worker's cores.
+class Timers:
+    """Processes that time steps when asked: one on all cores, and one on each worker's share of them."""
+
+    def __init__(self, steps: int, cache: str, shares: Sequence[str]):
+        self.processes = [_fresh_process("serve_steps", cache, steps, cpus=cpus) for cpus in ("", *shares)]
+        self.alone: list[float] = []
+        self.side_by_side: list[float] = []
+        self._ask(self.processes)  # once they answer, they have compiled
+
+    def measure(self) -> None:
+        """One call on all cores, then one on each share at the same time."""
+        self.alone += self._ask(self.processes[:1])
+        self.side_by_side += self._ask(self.processes[1:])
+
+    def close(self) -> None:
+        """Ends the processes."""
+        for process in self.processes:
+            process.communicate()
+
+    @staticmethod
+    def _ask(processes: Sequence[subprocess.Popen[str]]) -> list[float]:
+        for process in processes:
+            assert process.stdin
+            process.stdin.write("\n")
+            process.stdin.flush()
+        answers = [process.stdout.readline() for process in processes if process.stdout]
+        if not all(answers):
+            raise reporting.BenchmarkError("a process that times steps ended")
+        return [json.loads(answer) for answer in answers]
+
+
+def train_in_the_lab(members: int, steps: int, timers_cache: str) -> dict[str, Any]:
+    """Trains an arm with the lab's pool of workers; wall seconds, how many members there were, step times.
 
     Every learning rate is tried on the same seeds, and the best one on one more; where it lies at an end of the grid,
     so are those beyond.
@@ -136,16 +174,34 @@ def train_in_the_lab(members: int, steps: int) -> dict[str, Any]:
     workers = runner.default_workers()
     settings = Profile(learning_rates=RATES, tuning_seeds=members // len(RATES), test_seeds=1, verdicts=False)
     cell = ArmCell("arm", "baseline", "default", "quick", arm_config(steps), settings)
+    paused, measured = 0.0, time.perf_counter()
+
+    def pause(*_: Any) -> None:
+        nonlocal paused, measured
+        began = time.perf_counter()
+        if began < measured + SECONDS_BETWEEN:
+            return
+        for worker in pool.running:
+            worker.process.send_signal(signal.SIGSTOP)
+        timers.measure()
+        for worker in pool.running:
+            worker.process.send_signal(signal.SIGCONT)
+        measured = time.perf_counter()
+        paused += measured - began
+
     with tempfile.TemporaryDirectory() as folder:
         job = Job(cell.directory(Path(folder)), (cell,))
-        started = time.perf_counter()
-        pool = runner.Pool(workers, lambda *_: None)
-        code = pool.run([job])
-        wall = time.perf_counter() - started
+        pool = runner.Pool(workers, pause)
+        with contextlib.closing(Timers(steps, timers_cache, pool.shares)) as timers:
+            started = time.perf_counter()
+            code = pool.run([job])
+            wall = time.perf_counter() - started - paused
+            timers.measure()
         trained = len(store.read_arm(job.directory)[0])
     if code:
         raise reporting.BenchmarkError("a member of the arm could not be trained")
-    return {"wall": wall, "members": trained, "workers": workers, "cpus": pool.shares}
+    times = {"step_seconds": timers.alone, "side_by_side": timers.side_by_side}
+    return {"wall": wall, "members": trained, "workers": workers, **times}
 
 
 def train_arm(members: int, steps: int) -> dict[str, Any]:
@@ -184,25 +240,23 @@ def _less(walls: list[float], parts: list[float]) -> list[float]:
     return [wall - part for wall, part in zip(walls, parts, strict=True)]
 
 
-def in_processes(what: str, cache: str, *arguments: int, cpus: Sequence[str] = ("",)) -> list[Any]:
-    """Calls a function of this file in fresh processes side by side, each on cores of its own (none named: on all),
-    with this compile cache."""
+def _fresh_process(what: str, cache: str, *arguments: Any, cpus: str = "") -> subprocess.Popen[str]:
+    """Starts a process that prints what a function of this file returns, on these cores (none named: on all), with
+    this compile cache."""
     environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": cache, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-    call = f"import json; from benchmarks.arm import {what}; print(json.dumps({what}(*{arguments!r})))"
-    processes = []
-    for share in cpus:
-        code = f"import os; os.sched_setaffinity(0, {{{share}}}); {call}" if share else call
-        command = [sys.executable, "-c", code]
-        processes.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True))
-    written = [process.communicate()[0] for process in processes]
-    if any(process.returncode for process in processes):
+    code = f"import json; from benchmarks.arm import {what}; print(json.dumps({what}(*{arguments!r})))"
+    code = f"import os; os.sched_setaffinity(0, {{{cpus}}}); {code}" if cpus else code
+    command = [sys.executable, "-c", code]
+    return subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def in_a_process(what: str, cache: str, *arguments: Any) -> Any:
+    """What a function of this file returns in a process of its own."""
+    process = _fresh_process(what, cache, *arguments)
+    written = process.communicate()[0]
+    if process.returncode:
         raise reporting.BenchmarkError(f"{what} failed in its process")
-    return [json.loads(text.splitlines()[-1]) for text in written]
-
-
-def in_a_process(what: str, cache: str, *arguments: int) -> Any:
-    """The same in one process."""
-    return in_processes(what, cache, *arguments)[0]
+    return json.loads(written.splitlines()[-1])
 
 
 def measure(members: int, steps: int, repeats: int) -> dict[str, Any]:
@@ -214,11 +268,7 @@ def measure(members: int, steps: int, repeats: int) -> dict[str, Any]:
             cold.append(in_a_process("start_up", os.path.join(warm_cache, f"cold{i}")))
             warm.append(in_a_process("start_up", warm_cache))
         alone = in_a_process("train_arm", warm_cache, max(2, members // 4), steps)
-        before = in_a_process("time_steps", warm_cache, steps)
-        lab = in_a_process("train_in_the_lab", os.path.join(warm_cache, "lab"), members, steps)
-        lab["step_seconds"] = before + in_a_process("time_steps", warm_cache, steps)
-        beside = in_processes("time_steps", warm_cache, steps, cpus=lab["cpus"])
-        lab["side_by_side"] = [seconds for process in beside for seconds in process]
+        lab = in_a_process("train_in_the_lab", os.path.join(warm_cache, "lab"), members, steps, warm_cache)
     return {"cold": cold, "warm": warm, "alone": alone, "lab": lab, "steps": steps}
 
 
@@ -276,8 +326,9 @@ def _lab(lab: dict[str, Any], steps: int, start: float) -> tuple[str, ...]:
 
 
 def _range(values: list[float], digits: int) -> str:
-    """The median, and in brackets the least and the largest."""
-    return f"{statistics.median(values):.{digits}f} [{min(values):.{digits}f}, {max(values):.{digits}f}]"
+    """The median, and in brackets the quartiles."""
+    low, middle, high = (f"{value:.{digits}f}" for value in statistics.quantiles(values, n=4, method="inclusive"))
+    return f"{middle} [{low}, {high}]"
 
 
 def main(arguments: list[str] | None = None) -> int:

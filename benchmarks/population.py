@@ -1,12 +1,17 @@
 """How much faster members are trained together than one by one.
 
-    python -m benchmarks.population [--sizes=1,4,16] [--steps=N] [--rounds=5] [--json=FILE]
+    python -m benchmarks.population [--sizes=1,4,16] [--steps=N] [--rounds=5] [--json=FILE] [FIELD=VALUE ...]
 
 The default model (4 layers x 128, about 0.8M parameters, 256 tokens, batch 32 on an accelerator; 64 tokens, batch 8 on
 a CPU, where the point is only that the path is sound) is trained as `Program`, one member, and as `Population` of K, in
 one process. A round times one call of the same number of steps for every K, in turn. `member-tokens/s` counts the
 tokens of all members; `speed-up` is over one member alone, and `of limit` the share of the speed of one large matrix
-product in float32 at the same precision, measured in the same process. Medians over rounds.
+product in the same number format at the same precision, measured in the same process. Medians over rounds.
+
+Fields of a config change the model. How much K gains depends on how much of the accelerator one member leaves idle:
+
+    python -m benchmarks.population --sizes=1,4,16,64,128 data.sequence_length=64 train.batch_size=12 \\
+        numerics.compute_dtype=bfloat16 numerics.matmul_precision=default
 """
 
 from __future__ import annotations
@@ -14,21 +19,25 @@ from __future__ import annotations
 import statistics
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from benchmarks import reporting
 from benchmarks.limit import matrix_flops_per_second
 from benchmarks.reporting import Table
+from transformer.errors import UserError
 
 QUESTION = "How much faster are members trained together?"
 CPU_SHAPE = {"data.sequence_length": 64, "train.batch_size": 8}
 
 
-def config(on_cpu: bool, steps: int) -> Any:
-    """The default model with as many steps in one call as are timed."""
+def config(on_cpu: bool, steps: int, changes: Sequence[str] = ()) -> Any:
+    """The default model, changed as `FIELD=VALUE` says, with as many steps in one call as are timed."""
+    from transformer.command_line import assignments
     from transformer.config import apply_overrides, default_config, resolve
 
-    overrides = {"train.steps": 10**6, "train.steps_per_call": steps, **(CPU_SHAPE if on_cpu else {})}
+    shape = CPU_SHAPE if on_cpu else {}
+    overrides = {"train.steps": 10**6, "train.steps_per_call": steps, **shape, **assignments(changes)}
     return resolve(apply_overrides(default_config(), overrides))
 
 
@@ -69,7 +78,7 @@ class Together:
         return time.perf_counter() - started
 
 
-def measure(sizes: list[int], rounds: int, steps: int) -> dict[str, Any]:
+def measure(sizes: list[int], rounds: int, steps: int, changes: Sequence[str] = ()) -> dict[str, Any]:
     """All numbers: for each K the seconds of every round."""
     import jax
 
@@ -81,11 +90,12 @@ def measure(sizes: list[int], rounds: int, steps: int) -> dict[str, Any]:
 
     on_cpu = jax.default_backend() == "cpu"
     steps = steps or (4 if on_cpu else 32)
-    made = config(on_cpu, steps)
+    made = config(on_cpu, steps, changes)
     dataset = load_dataset(made)
     program = make_program(made, dataset)
     flops = train_flops_per_token(made)
-    peak = matrix_flops_per_second("float32", made.numerics.matmul_precision, 1024 if on_cpu else 8192)
+    numerics = made.numerics
+    peak = matrix_flops_per_second(numerics.compute_dtype, numerics.matmul_precision, 1024 if on_cpu else 8192)
     sides: dict[int, Together] = {}
     for size in [0, *sizes]:
         started = time.perf_counter()
@@ -96,8 +106,15 @@ def measure(sizes: list[int], rounds: int, steps: int) -> dict[str, Any]:
     for _ in range(rounds):
         for size, side in sides.items():
             seconds[size].append(side.seconds())
-    per_member = steps * made.train.batch_size * made.data.sequence_length
-    return {"seconds": seconds, "tokens_per_member": per_member, "flops_per_token": flops, "matrix_flops": peak}
+    batch, length = made.train.batch_size, made.data.sequence_length
+    return {
+        "shape": f"{made.model.num_layers} layers x {made.model.d_model}, {length} tokens, batch {batch}, "
+        f"{numerics.compute_dtype}",
+        "seconds": seconds,
+        "tokens_per_member": steps * batch * length,
+        "flops_per_token": flops,
+        "matrix_flops": peak,
+    }
 
 
 def tables(found: dict[str, Any]) -> list[Table]:
@@ -115,7 +132,9 @@ def tables(found: dict[str, Any]) -> list[Table]:
         )
         for size, speed in speeds.items()
     ]
-    return [Table("Members of one arm", ("", "member-tokens/s", "speed-up", "of limit"), tuple(rows))]
+    return [
+        Table(f"Members of one arm: {found['shape']}", ("", "member-tokens/s", "speed-up", "of limit"), tuple(rows))
+    ]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -124,11 +143,18 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--sizes", default="1,4,16", help="comma list of K")
     parser.add_argument("--steps", type=int, default=0, help="steps in one call; by default 32, or 4 on a CPU")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "changes", nargs="*", metavar="FIELD=VALUE", help="fields of the config, such as model.d_model=64"
+    )
     options = parser.parse_args(arguments)
     sizes = [int(size) for size in options.sizes.split(",") if size.isdecimal() and int(size)]
     if not sizes or options.rounds < 1 or options.steps < 0:
         parser.error("--sizes takes positive numbers such as 1,4,16, --rounds at least 1, --steps at least 0")
-    found = measure(sizes, options.rounds, options.steps)
+    try:
+        found = measure(sizes, options.rounds, options.steps, options.changes)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     reporting.finish("population", QUESTION, tables(found), found, options.json)
     return 0
 

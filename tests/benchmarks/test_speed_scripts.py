@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import signal
+import subprocess
+import time
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -33,10 +38,10 @@ def test_the_arm_is_compared_with_its_steps_alone():
     assert starts.rows[0] == ("cold", "0.50", "0.50", "0.50", "0.50", "3.50", "5.50")
     assert starts.rows[1][-1] == "2.50"
     alone, lab = members.rows
-    assert alone[1:5] == ("3", "100.0", "10.0 [8.0, 12.0]", "2.2")
-    assert alone[5:7] == ("1.25 [1.04, 1.56]", "1.00 [0.83, 1.25]")
-    assert lab[:4] == ("the lab, 2 workers", "40", "85.5", "10.0 [8.0, 20.0]")
-    assert lab[5:] == ("0.83 [0.42, 1.04]", "", "1.04", "1.10")
+    assert alone[1:5] == ("3", "100.0", "10.0 [9.0, 11.0]", "2.2")
+    assert alone[5:7] == ("1.25 [1.15, 1.41]", "1.00 [0.92, 1.12]")
+    assert lab[:4] == ("the lab, 2 workers", "40", "85.5", "10.0 [9.0, 15.0]")
+    assert lab[5:] == ("0.83 [0.62, 0.94]", "", "1.04", "1.10")
 
 
 @pytest.mark.parametrize("members", [1, 6])
@@ -46,18 +51,49 @@ def test_an_arm_of_another_number_of_members_is_refused(capsys, members):
     assert "--members must be a multiple of 4" in capsys.readouterr().err
 
 
+class FakeTimers:
+    """Takes a while, in which no worker may run."""
+
+    stopped: ClassVar[set[int]] = set()
+
+    def __init__(self, steps, cache, shares):
+        self.alone, self.side_by_side, self.workers = [], [], []
+
+    def measure(self):
+        time.sleep(0.5)
+        self.alone.append(0.01)
+        self.workers.append(set(self.stopped))
+
+    @classmethod
+    def signalled(cls, process, number):
+        """In place of `Popen.send_signal`."""
+        {signal.SIGSTOP: cls.stopped.add, signal.SIGCONT: cls.stopped.discard}[number](process.pid)
+        os.kill(process.pid, number)
+
+    def close(self):
+        assert len(self.workers) > 2 and all(self.workers[:-1]) and not self.stopped
+
+
 def test_the_lab_trains_every_rate_on_every_seed(monkeypatch, tmp_path):
-    """And ends with the best of them once more, under a seed of its own."""
+    """And ends with the best of them once more, under a seed of its own. Steps are timed while the workers wait, which
+    is no part of their time."""
     small = {**SIZE, "data.path": str(write_text(tmp_path / "text.txt")), "wandb.mode": "disabled"}
     config = resolve(apply_overrides(default_config(), small))
     monkeypatch.setattr(arm, "arm_config", lambda steps: replace(config, {"train.steps": steps}))
     monkeypatch.setattr(arm, "RATES", (1e-5, 1e-2, 1e3))
-    found = arm.train_in_the_lab(6, 2)
-    assert found["members"] == 7 and found["wall"] > 0 and found["workers"] >= 1
+    monkeypatch.setattr(arm, "Timers", FakeTimers)
+    monkeypatch.setattr(subprocess.Popen, "send_signal", lambda *arguments: FakeTimers.signalled(*arguments))
+    monkeypatch.setattr(arm, "SECONDS_BETWEEN", 1)
+    started = time.perf_counter()
+    found = arm.train_in_the_lab(6, 2, "")
+    assert found["members"] == 7 and found["workers"] >= 1
+    pauses = 0.5 * (len(found["step_seconds"]) - 1)  # the last one came after the end
+    assert 0 < found["wall"] < time.perf_counter() - started - pauses
 
 
 def test_populations_are_compared_with_one_member():
     found = {
+        "shape": "4 layers x 128, 64 tokens, batch 8, float32",
         "seconds": {0: [1.0, 1.0, 9.0], 4: [2.0, 2.0, 2.0]},
         "tokens_per_member": 1000,
         "flops_per_token": 5e6,
@@ -66,6 +102,17 @@ def test_populations_are_compared_with_one_member():
     (table,) = population.tables(found)
     assert table.rows[0] == ("one member", "1,000", "1.00", "5.0%")
     assert table.rows[1] == ("together, K = 4", "2,000", "2.00", "10.0%")
+    assert table.title == "Members of one arm: 4 layers x 128, 64 tokens, batch 8, float32"
+
+
+def test_the_model_of_a_population_can_be_changed(capsys):
+    arguments = ["data.sequence_length=16", "train.batch_size=2", "model.d_model=32", "model.num_layers=1"]
+    found = population.measure([2], 1, 1, arguments)
+    assert found["shape"] == "1 layers x 32, 16 tokens, batch 2, float32" and found["tokens_per_member"] == 32
+    assert {len(walls) for walls in found["seconds"].values()} == {1}
+    capsys.readouterr()
+    assert population.main(["model.d_modle=32"]) == 2
+    assert "model.d_model" in capsys.readouterr().err
 
 
 def test_what_is_saved_is_a_ratio_of_medians_with_an_interval():
