@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from transformer.errors import ConfigError, did_you_mean
+from transformer.registry import Registry
 from transformer.schema import Config, Model, Section, entry_parameters, registry_of
 
 SCHEMA_VERSION = 1
@@ -75,7 +76,7 @@ def schema(cls: type = Config, prefix: str = "") -> Iterator[FieldInfo]:
         yield FieldInfo(path, hint, f.default, f.metadata["help"], tuple(registry or ()))
     for name, (parameter, readers) in entry_parameters(cls).items():
         used_by = " or ".join(f"{prefix}{field}={'|'.join(sorted(kinds))}" for field, kinds in readers.items())
-        hint = typing.get_type_hints(_declaring(cls, name))[name]
+        hint = _hints(_declaring(cls, name))[name]
         kinds = tuple(registry_of(cls, name) or ())
         yield FieldInfo(prefix + name, hint, parameter.default, parameter.metadata["help"], kinds, used_by)
 
@@ -100,9 +101,9 @@ COMMON_SECTIONS = ("model.init.", "model.head.", "model.embedding.tie", "model.e
 @functools.cache
 def stack_fields() -> dict[str, FieldInfo]:
     """`model.encoder.*` and `model.decoder.*`: each field of `model` once more for one stack, unset by default."""
-    found = {}
+    found, fields = {}, list(schema())
     for stack in STACKS:
-        for info in schema():
+        for info in fields:
             if info.path.startswith("model.") and not info.path.startswith((*COMMON, *COMMON_SECTIONS)):
                 path = f"model.{stack}.{info.path.removeprefix('model.')}"
                 found[path] = dataclasses.replace(info, path=path, default=None)
@@ -111,9 +112,16 @@ def stack_fields() -> dict[str, FieldInfo]:
     }
 
 
-def known_fields() -> dict[str, FieldInfo]:
+def known_fields() -> Mapping[str, FieldInfo]:
     """Every field that can be set, by its path."""
-    return {**{info.path: info for info in schema()}, **stack_fields()}
+    stack_fields()  # imports every registry, the first time
+    return _known_fields(Registry.registered)
+
+
+@functools.lru_cache(maxsize=1)
+def _known_fields(registered: int) -> Mapping[str, FieldInfo]:
+    """The fields as they are with so many entries registered; walking the schema takes tens of milliseconds."""
+    return types.MappingProxyType({**{info.path: info for info in schema()}, **stack_fields()})
 
 
 def unknown_field(path: str) -> ConfigError:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from transformer.errors import ConfigError, did_you_mean
 
@@ -47,7 +47,12 @@ class Registry(Mapping[str, Entry]):
       field: the dotted path of the field, for error messages.
       other: makes the entry of a value that is no name, such as a number; returns None for what means nothing.
       other_help: what those values are, in words, for error messages.
+
+    Attributes:
+      registered: entries of all registries so far.
     """
+
+    registered: ClassVar[int] = 0
 
     def __init__(self, field: str, other: Callable[[Any], Entry | None] | None = None, other_help: str = ""):
         self.field, self._other, self._other_help = field, other, other_help
@@ -68,6 +73,7 @@ class Registry(Mapping[str, Entry]):
 
         def add(build: Callable[..., Any]) -> Callable[..., Any]:
             self._entries[name] = Entry(name, build, parameters, paper, frozenset(traits), check)
+            Registry.registered += 1
             return build
 
         return add
