@@ -17,9 +17,9 @@ the lab     all members, and the best rate on one seed more, through the pool of
             x step time). It may be below 1, since workers with a core each step side by side: `of side by side` is the
             same against what as many such processes reach with nothing but steps.
 
-The step time is that of one process with all cores to itself, many steps in one call: for one worker before and after,
-for the lab every 30 seconds, while the workers are stopped, which does not count. The median over calls, and in
-brackets the quartiles, with the ratios they would give. The aim for `ratio` is 1.1.
+The step time is that of one process with all cores to itself, many steps in one call: before and after, and for the
+lab also every 30 seconds, while the workers are stopped, which does not count. The median over calls, and in brackets
+the quartiles, with the ratios they would give. The aim for `ratio` is 1.1.
 """
 
 from __future__ import annotations
@@ -150,10 +150,13 @@ class Timers:
 
     @staticmethod
     def _ask(processes: Sequence[subprocess.Popen[str]]) -> list[float]:
-        for process in processes:
-            assert process.stdin
-            process.stdin.write("\n")
-            process.stdin.flush()
+        try:
+            for process in processes:
+                assert process.stdin
+                process.stdin.write("\n")
+                process.stdin.flush()
+        except BrokenPipeError:
+            raise reporting.BenchmarkError("a process that times steps ended") from None
         answers = [process.stdout.readline() for process in processes if process.stdout]
         if not all(answers):
             raise reporting.BenchmarkError("a process that times steps ended")
@@ -179,13 +182,15 @@ def train_in_the_lab(members: int, steps: int, timers_cache: str) -> dict[str, A
     def pause(*_: Any) -> None:
         nonlocal paused, measured
         began = time.perf_counter()
-        if began < measured + SECONDS_BETWEEN:
+        if began < measured + SECONDS_BETWEEN or not pool.running:
             return
-        for worker in pool.running:
-            worker.process.send_signal(signal.SIGSTOP)
-        timers.measure()
-        for worker in pool.running:
-            worker.process.send_signal(signal.SIGCONT)
+        try:
+            for worker in pool.running:
+                worker.process.send_signal(signal.SIGSTOP)
+            timers.measure()
+        finally:
+            for worker in pool.running:
+                worker.process.send_signal(signal.SIGCONT)
         measured = time.perf_counter()
         paused += measured - began
 
@@ -193,13 +198,14 @@ def train_in_the_lab(members: int, steps: int, timers_cache: str) -> dict[str, A
         job = Job(cell.directory(Path(folder)), (cell,))
         pool = runner.Pool(workers, pause)
         with contextlib.closing(Timers(steps, timers_cache, pool.shares)) as timers:
+            timers.measure()
             started = time.perf_counter()
             code = pool.run([job])
             wall = time.perf_counter() - started - paused
+            if code:
+                raise reporting.BenchmarkError("a member of the arm could not be trained")
             timers.measure()
         trained = len(store.read_arm(job.directory)[0])
-    if code:
-        raise reporting.BenchmarkError("a member of the arm could not be trained")
     times = {"step_seconds": timers.alone, "side_by_side": timers.side_by_side}
     return {"wall": wall, "members": trained, "workers": workers, **times}
 

@@ -106,12 +106,12 @@ def measure(sizes: list[int], rounds: int, steps: int, changes: Sequence[str] = 
     for _ in range(rounds):
         for size, side in sides.items():
             seconds[size].append(side.seconds())
-    batch, length = made.train.batch_size, made.data.sequence_length
+    batch, length = made.train.batch_size, dataset.layout.positions
     return {
         "shape": f"{made.model.num_layers} layers x {made.model.d_model}, {length} tokens, batch {batch}, "
         f"{numerics.compute_dtype}",
         "seconds": seconds,
-        "tokens_per_member": steps * batch * length,
+        "tokens_per_member": program.max_steps_per_call * batch * length,
         "flops_per_token": flops,
         "matrix_flops": peak,
     }

@@ -116,7 +116,7 @@ def store(path: Path, name: str, question: str, tables: list[Table], numbers: di
 def _shown(arguments: list[str]) -> list[str]:
     """Arguments without the place of the JSON file and without absolute paths, which are nobody's business."""
     kept = [a for i, a in enumerate(arguments) if not a.startswith("--json") and arguments[i - 1 : i] != ["--json"]]
-    return [re.sub(r"^--(\w+)=/.*", lambda found: f"--{found[1]}={found[1].upper()}", argument) for argument in kept]
+    return [re.sub(r"^(-*)([\w.]+)=/.*", lambda found: f"{found[1]}{found[2]}={found[2].upper()}", a) for a in kept]
 
 
 def _processor() -> str:

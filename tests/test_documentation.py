@@ -236,10 +236,13 @@ def test_a_variant_is_added_as_contributing_says():
         "from transformer import resolve\n"
         "from transformer.model.normalization import NORMS, Affine\n"
         "from transformer.schema import field\n"
+        "resolve({})  # a variant may come at any time, as in a notebook\n"
     )
     check = (
         'config = resolve({"model": {"norm": {"kind": "crms", "crms_share": 0.25}}})\n'
         "assert config.model.norm.crms_share == 0.25\n"
+        'stack = {"family": "encoder_decoder", "encoder": {"norm": {"kind": "crms", "crms_share": 0.5}}}\n'
+        'assert dict(resolve({"model": stack}).model.options)["encoder.norm.crms_share"] == 0.5\n'
         'assert "crms" in NORMS\n'
     )
     code = "\n".join((prelude, example, check))

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from transformer.errors import ConfigError, did_you_mean
-from transformer.registry import Registry
+from transformer.registry import until_registered
 from transformer.schema import Config, Model, Section, entry_parameters, registry_of
 
 SCHEMA_VERSION = 1
@@ -98,7 +98,7 @@ COMMON = ("model.family", "model.d_model", "model.vocab_size", "model.cross_atte
 COMMON_SECTIONS = ("model.init.", "model.head.", "model.embedding.tie", "model.embedding.logit_scale")
 
 
-@functools.cache
+@until_registered
 def stack_fields() -> dict[str, FieldInfo]:
     """`model.encoder.*` and `model.decoder.*`: each field of `model` once more for one stack, unset by default."""
     found, fields = {}, list(schema())
@@ -112,15 +112,9 @@ def stack_fields() -> dict[str, FieldInfo]:
     }
 
 
+@until_registered
 def known_fields() -> Mapping[str, FieldInfo]:
     """Every field that can be set, by its path."""
-    stack_fields()  # imports every registry, the first time
-    return _known_fields(Registry.registered)
-
-
-@functools.lru_cache(maxsize=1)
-def _known_fields(registered: int) -> Mapping[str, FieldInfo]:
-    """The fields as they are with so many entries registered; walking the schema takes tens of milliseconds."""
     return types.MappingProxyType({**{info.path: info for info in schema()}, **stack_fields()})
 
 

@@ -8,10 +8,14 @@ generic tests need, such as "causal_safe" or "batch_dependent".
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, ParamSpec, TypeVar
 
 from transformer.errors import ConfigError, did_you_mean
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,3 +111,15 @@ class Registry(Mapping[str, Entry]):
     def build(self, name: Any, *args: Any, **kwargs: Any) -> Any:
         """Builds the part that the entry `name` stands for."""
         return self[name].build(*args, **kwargs)
+
+
+def until_registered(function: Callable[P, T]) -> Callable[P, T]:
+    """Caches what a function says of the registries until any of them gets another entry."""
+
+    found: Callable[..., T] = functools.cache(lambda registered, *args, **kwargs: function(*args, **kwargs))
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        return found(Registry.registered, *args, **kwargs)
+
+    return call

@@ -7,11 +7,10 @@ they bring, is asked of that registry. Adding a variant therefore never touches 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import importlib
 from typing import Any
 
-from transformer.registry import Registry
+from transformer.registry import Registry, until_registered
 
 
 def field(default: Any, help: str) -> Any:
@@ -47,7 +46,7 @@ class Section:
         for key, value in object.__getattribute__(self, "options"):
             if key == name:
                 return value
-        declared = entry_parameters(type(self))  # type: ignore[arg-type]
+        declared = entry_parameters(type(self))
         if name in declared:
             return declared[name][0].default
         raise AttributeError(f"{type(self).__name__} has no field {name!r}")
@@ -341,7 +340,7 @@ def _registry_behind(f: dataclasses.Field) -> Registry | None:
     return load_registry(spec) if spec else None
 
 
-@functools.cache
+@until_registered
 def entry_parameters(cls: type) -> dict[str, tuple[dataclasses.Field, dict[str, frozenset[str]]]]:
     """Parameters that entries add to a section: name -> (field, {choice field: kinds that read it}).
 

@@ -24,12 +24,12 @@ def test_a_table_is_aligned_on_the_screen_and_a_table_in_markdown():
 
 
 def test_the_page_holds_every_report_and_is_the_same_when_written_again(tmp_path, monkeypatch):
-    monkeypatch.setattr("sys.argv", ["x", "--rounds=3", f"--json={tmp_path}/a.json"])
+    monkeypatch.setattr("sys.argv", ["x", "--rounds=3", f"--json={tmp_path}/a.json", f"data.path={tmp_path}/a.txt"])
     stored(tmp_path, "beta")
     stored(tmp_path, "alpha")
     page = results.write(tmp_path).read_text()
     assert page.index("## alpha: How fast is alpha?") < page.index("## beta")
-    assert "`python -m benchmarks.alpha --rounds=3`" in page and str(tmp_path) not in page
+    assert "`python -m benchmarks.alpha --rounds=3 data.path=DATA.PATH`" in page and str(tmp_path) not in page
     about = json.loads((tmp_path / "results" / "alpha.json").read_text())
     assert about["date"] in page and about["machine"]["jax"] in page and about["numbers"] == {"raw": [1, 2]}
     assert results.write(tmp_path).read_text() == page

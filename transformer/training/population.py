@@ -42,7 +42,8 @@ USABLE_MEMORY = 0.9  # of what is free: the rest is the compiler's
 
 
 class Population:
-    """The program of an arm for K members: the same methods as `Program`, every array with a leading axis.
+    """The program of an arm for K members: the same methods as `Program`, every array with a leading axis (sums of an
+    evaluation: behind that of the batches).
 
     Args:
       program: that of the arm.

@@ -43,7 +43,7 @@ class TrainState(NamedTuple):
 
 
 class EvalSums(NamedTuple):
-    """Sums over one evaluation batch; the mean is taken once, at the end, over all of them.
+    """Sums over evaluation batches, one or many; the mean is taken once, at the end, over all of them.
 
     Attributes:
       nll_T: nats by position in the row.
