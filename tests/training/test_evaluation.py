@@ -52,11 +52,11 @@ def test_a_call_sums_each_batch_as_it_is_summed_alone(subject):
 def test_the_whole_split_goes_on_where_a_subset_of_whole_batches_ended(subject):
     program, state, dataset = subject
     begun = add_up(program, state, dataset, "validation", 20 * BATCH * LENGTH)
-    assert begun.batches == 20 and whole_batches(program, dataset, 20 * BATCH * LENGTH)
+    assert begun.batches == 20 and whole_batches(program.config, dataset, 20 * BATCH * LENGTH)
     assert add_up(program, state, dataset, "validation", TOKENS, begun).means() == [
         evaluate(program, state, dataset, "validation", TOKENS)
     ]
-    assert not whole_batches(program, dataset, TOKENS)
+    assert not whole_batches(program.config, dataset, TOKENS)
     partly = add_up(program, state, dataset, "validation", TOKENS - 3)
     assert add_up(program, state, dataset, "validation", TOKENS, partly).means() == partly.means()  # nothing is left
 

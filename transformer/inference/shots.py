@@ -11,6 +11,7 @@ import numpy as np
 from transformer.data.batch import Batch
 from transformer.errors import UserError
 from transformer.inference.checks import CHECKS, Subject
+from transformer.training.evaluation import rows_per_batch
 from transformer.training.objectives import OBJECTIVES, CausalLM
 from transformer.training.step import TrainState
 
@@ -33,7 +34,7 @@ def check_shots(subject: Subject) -> dict[str, Any]:
         weights_BT = jnp.ones_like(losses.nll_BT) if losses.weights_BT is None else losses.weights_BT
         return (losses.correct_BT * weights_BT).sum(0), weights_BT.sum(0)
 
-    batch_size = run.config.eval.batch_size or run.config.train.batch_size
+    batch_size = rows_per_batch(run.config)
     parts = [measure(run.state, batch) for batch in dataset.batches(subject.split, batch_size)]
     right_T, counted_T = np.array(parts, np.float64).sum(axis=0)
     shots_T = task.examples_before(1 + np.arange(len(counted_T)))  # the first token is no target

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from transformer.data.batching import Dataset
+from transformer.schema import Config
 from transformer.training.objectives import TINY
 from transformer.training.step import BATCHES_PER_CALL, SECONDS_PER_CALL, EvalSums, Program, TrainState
 
@@ -69,7 +70,7 @@ def add_up(
       max_tokens: as for `evaluate`.
       begun: sums of its first batches for the same state, which are not computed again.
     """
-    batch_size = _batch_size(program)
+    batch_size = rows_per_batch(program.config)
     done = begun.batches if begun else 0
     totals: Any = begun.totals if begun else None
     batches, size = itertools.islice(dataset.batches(split, batch_size, max_tokens), done, None), 1
@@ -87,14 +88,14 @@ def add_up(
     return Sums(done, totals)
 
 
-def whole_batches(program: Program | Population, dataset: Dataset, max_tokens: int) -> bool:
+def whole_batches(config: Config, dataset: Dataset, max_tokens: int) -> bool:
     """Whether a subset of so many tokens ends with a batch, so that its sums begin those of the whole split."""
-    return max_tokens % (_batch_size(program) * dataset.layout.positions) == 0
+    return max_tokens % (rows_per_batch(config) * dataset.layout.positions) == 0
 
 
-def _batch_size(program: Program | Population) -> int:
+def rows_per_batch(config: Config) -> int:
     """Rows of an evaluation batch."""
-    return program.config.eval.batch_size or program.config.train.batch_size
+    return config.eval.batch_size or config.train.batch_size
 
 
 def _means(total: EvalSums) -> dict[str, Any]:

@@ -193,7 +193,7 @@ class Loop:
         tokens = self.config.eval.tokens
         sums = add_up(self.program, state, self.dataset, "validation", tokens)
         last = self.step == self.config.train.steps
-        self.begun = sums if last and whole_batches(self.program, self.dataset, tokens) else None
+        self.begun = sums if last and whole_batches(self.config, self.dataset, tokens) else None
         results = _rows(sums)
         for member, result in zip(self.members, results, strict=True):
             if not member.ended:

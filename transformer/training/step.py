@@ -247,13 +247,14 @@ class Program:
           first_rows: the index of each batch's first row within the split.
         """
 
-        def sums(i: jax.Array | int) -> EvalSums:
-            return self.evaluate_batch(state, batches.take(i), first_rows[i])
+        one = jax.jit(self.evaluate_batch)  # traced once, for its shapes and for the loop
 
         def body(i: jax.Array, found: EvalSums) -> EvalSums:
-            return jax.tree.map(lambda all_N, one: all_N.at[i].set(one), found, sums(i))
+            sums = one(state, batches.take(i), first_rows[i])
+            return jax.tree.map(lambda all_N, x: all_N.at[i].set(x), found, sums)
 
-        empty = jax.tree.map(lambda x: jnp.zeros((BATCHES_PER_CALL, *x.shape), x.dtype), jax.eval_shape(sums, 0))
+        shapes = jax.eval_shape(one, state, batches.take(0), first_rows[0])
+        empty = jax.tree.map(lambda x: jnp.zeros((BATCHES_PER_CALL, *x.shape), x.dtype), shapes)
         return jax.lax.fori_loop(0, count, body, empty)
 
     def evaluate_batch(self, state: TrainState, batch: Batch, first_row: jax.Array | int = 0) -> EvalSums:
