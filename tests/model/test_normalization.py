@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -75,6 +76,19 @@ def test_flax_agrees(kind):
         theirs = nnx.RMSNorm(D, epsilon=EPSILON, rngs=rngs)
     theirs.scale = nnx.Param(jnp.asarray(GAIN))
     np.testing.assert_allclose(make(kind, bias=kind == "layernorm")(X), theirs(X), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", FORMULAS)
+def test_the_gradient_is_that_of_the_formula(kind):
+    norm, weights = make(kind), jnp.asarray(RNG.normal(size=X.shape), jnp.float32)
+
+    def written_out(x):
+        centred = x - x.mean(-1, keepdims=True) if kind == "layernorm" else x
+        return centred / jnp.sqrt((centred**2).mean(-1, keepdims=True) + EPSILON) * GAIN + BIAS
+
+    for at in (X, X * 1e-2, jnp.zeros_like(X)):  # the last two where epsilon matters
+        ours, wanted = (jax.grad(lambda x, f=f: (f(x) * weights).sum())(at) for f in (norm, written_out))
+        np.testing.assert_allclose(ours, wanted, rtol=1e-4, atol=1e-5 * np.abs(wanted).max())
 
 
 def test_what_each_statistic_ignores():
