@@ -122,7 +122,9 @@ class OurParts(Parts, Ours):
         return lambda: jax.block_until_ready(both(inputs, gradient))
 
     def _dense(self, x_ND: Any, kernel: Any) -> Any:
-        return x_ND @ kernel
+        from transformer.model.linear import product
+
+        return product(x_ND, kernel)
 
     def _attention(self, *projected: Any) -> Any:
         import jax.numpy as jnp
