@@ -163,6 +163,36 @@ def test_the_check_notices_a_missing_clip():
         check_against_optax(optimizer({"optimizer.epsilon": 0.1, "optimizer.clip": 0.0}), eps=0.1)
 
 
+@pytest.mark.parametrize("clip", [0.0, 1.0])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_first_state_is_that_of_optax(clip, dtype):
+    """It is filled with zeros without asking optax for numbers."""
+    made, params = optimizer({"optimizer.clip": clip}), jax.tree.map(lambda p: jnp.asarray(p, dtype), ONE_OF_EACH)
+    ours, theirs = made.init(params), made.transform.init(params)
+    assert jax.tree.structure(ours) == jax.tree.structure(theirs)
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+    assert jax.tree.map(jax.typeof, ours) == jax.tree.map(jax.typeof, theirs)
+
+
+def test_nothing_is_compiled_for_a_state():
+    """A start-up would compile for every shape of the moments and every hyperparameter, some tenths of a second."""
+    config, compiled = tiny({"model.d_model": 24}), []  # shapes no other test has compiled for
+
+    def listen(event: str, seconds: float, **_: Any) -> None:
+        compiled.extend([event] * event.endswith("backend_compile_duration"))
+
+    program = Program(config, 29, np.ones(29))
+    params = program.init(0).params
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        program.optimizer.init(params), program.hyperparameters(config)
+        assert not compiled
+        program.optimizer.transform.init(params)
+        assert compiled, "no compilation was ever heard of"
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+
+
 def test_first_step_by_hand():
     """After one step of bias-corrected Adam every element has moved by the rate, against its gradient's sign."""
     made = optimizer({"optimizer.clip": 0.0})

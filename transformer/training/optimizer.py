@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from transformer.model.initialization import DECAYED_ROLES
@@ -46,8 +47,10 @@ class Optimizer:
         self.transform = optax.chain(clip, adam)
 
     def init(self, params: Any) -> Any:
-        """Zero moments, and the count of steps."""
-        return self.transform.init(params)
+        """Zero moments, and the count of steps; made on the host, so that no shape of theirs is compiled for."""
+        shapes = jax.eval_shape(self.transform.init, params)
+        zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
+        return jax.device_put(zeros, may_alias=False)  # a step takes over the buffers it is given
 
     def update(
         self, grads: Any, state: Any, params: Any, step: jax.Array, hyper: Hyperparameters

@@ -150,12 +150,9 @@ class Program:
     def hyperparameters(config: Config) -> Hyperparameters:
         """What a member of the arm feeds the step with."""
         settings = config.optimizer
-        return Hyperparameters(
-            jnp.float32(settings.learning_rate),
-            jnp.float32(settings.weight_decay),
-            jnp.uint32(init_seed(config) % 2**32),
-            jnp.uint32(data_seed(config) % 2**32),
-        )
+        rate, decay = np.float32(settings.learning_rate), np.float32(settings.weight_decay)
+        seeds = [np.uint32(seed % 2**32) for seed in (init_seed(config), data_seed(config))]
+        return Hyperparameters(*jax.device_put([rate, decay, *seeds]))
 
     # --- training ------------------------------------------------------------------------------------------------
 
