@@ -43,7 +43,7 @@ class Pool:
     def __init__(self, workers: int, progress: Callable[[int, int, list[str]], None], retry_failed: bool = False):
         if workers < 1:
             raise UserError(f"--workers={workers} must be at least 1, or 0 for one per core.")
-        cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+        cores = _cores()
         self.shares = [",".join(map(str, cores[i::workers])) if len(cores) >= workers else "" for i in range(workers)]
         self.progress, self.retry_failed = progress, retry_failed
         self.running: list[_Worker] = []
@@ -156,8 +156,13 @@ def _tell_failures(job: Job) -> int:
 
 
 def default_workers() -> int:
-    """One per core on a CPU; one on an accelerator, which a single process fills."""
-    return 1 if _accelerated() else max(1, min(os.cpu_count() or 1, 8))
+    """One per core on a CPU, of those this process may use; one on an accelerator, which a single process fills."""
+    return 1 if _accelerated() else max(1, min(len(_cores()) or os.cpu_count() or 1, 8))
+
+
+def _cores() -> list[int]:
+    """The cores this process may use; empty where the system does not tell."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
 
 
 def default_execution() -> str:

@@ -132,11 +132,15 @@ class _Arm:
             yield []
 
     def forget_failed(self) -> None:
-        """Deletes the failed runs, so that they are trained again; one that another worker has begun again stays."""
+        """Deletes the failed runs, so that they are trained again; one that another worker has begun again stays. The
+        checkpoint of a population they were part of goes with them."""
+        shared = self.job.directory / SHARED
         for member in self.job.failed():
             with contextlib.suppress(BlockingIOError), self._held(member, wait=False):
                 if member in self.job.failed():
                     shutil.rmtree(self.job.directory / member.name)
+                    if member.name in self._begun():
+                        shutil.rmtree(shared)
 
     def _held(self, member: Member, wait: bool = True) -> contextlib.AbstractContextManager[None]:
         folder = self.job.directory / "claims"
@@ -157,12 +161,24 @@ class _Arm:
             outcomes = self._run(group)
         except Exception as error:  # a failing member must not take its neighbours with it
             for member in group:
-                self._failed(member, error)
+                if (ended := self._ended(member)) is None:
+                    self._failed(member, error)
+                else:  # of a population that broke later
+                    self._conclude(member, ended, self._registered(member))
             return None
         for member, outcome, registered in zip(group, outcomes, contrasts, strict=True):
             self._conclude(member, outcome, registered)
         asked = {outcome.exit_code for outcome in outcomes} & {PREEMPTED, STOPPED_BY_USER}
         return max(asked, default=None)
+
+    def _ended(self, member: Member) -> Any:
+        """How a member ended that is done or diverged; None for others."""
+        from transformer.training.member import Outcome
+        from transformer.training.run_directory import FINISHED, read_status
+
+        path = self.job.directory / member.name
+        status = read_status(path)
+        return Outcome(status["state"], status, path) if status["state"] in FINISHED else None
 
     def _conclude(self, member: Member, outcome: Any, contrasts: tuple[str, ...]) -> None:
         """The record of a member that ended."""
@@ -188,14 +204,20 @@ class _Arm:
 
     def _together(self, todo: list[Member]) -> list[Member]:
         """The members of a population that was begun and not ended, or as many of those to do as memory holds."""
-        from transformer.training.population import members_that_fit, pending
+        from transformer.training.population import members_that_fit
 
         known = {member.name: member for member in [*todo, *store.read_arm(self.job.directory)[0]]}
-        begun = pending(self.job.directory / SHARED)
-        if begun and all(name in known for name in begun):
-            return [known[name] for name in begun]
+        begun = [known.get(name) for name in self._begun()]
+        if None not in begun and set(begun) & set(todo):  # else it failed, or belongs to another config
+            return [member for member in begun if member]
         shutil.rmtree(self.job.directory / SHARED, ignore_errors=True)
         return todo[: max(1, members_that_fit(self.program))]
+
+    def _begun(self) -> list[str]:
+        """Names of the members of the population that was begun and not ended."""
+        from transformer.training.population import pending
+
+        return pending(self.job.directory / SHARED)
 
     def _registered(self, member: Member) -> tuple[str, ...]:
         """What was registered when this member's training began; kept, so that a later edit shows."""
@@ -256,9 +278,9 @@ class _Arm:
         )
 
     def _references(self) -> dict[str, float]:
-        """What simple predictors score on validation: entropies in nats, chance in points."""
-        chance = self.dataset.chance("validation")
-        found = self.program.objective.bounds(self.dataset, "validation")
+        """What simple predictors score on the split that `_metrics` is about: entropies in nats, chance in points."""
+        split = "test" if "test" in self.dataset.splits else "validation"
+        chance, found = self.dataset.chance(split), self.program.objective.bounds(self.dataset, split)
         found |= {} if chance is None else {"chance": chance}
         return {name: _percent(name, value) for name, value in found.items()}
 

@@ -14,6 +14,7 @@ from ablations.worker import SHARED, run_arm
 from tests.ablations.lab import ablation, arm, write_config, write_text
 from transformer.training import population
 from transformer.training.jsonfiles import write_json
+from transformer.training.run_directory import RunDirectory
 
 HUGE = 1e30
 
@@ -105,6 +106,61 @@ def test_a_population_that_breaks_is_recorded_for_every_member(tmp_path, text, m
     assert run_arm(job.directory) == 0
     records = store.read_arm(job.directory)[0]
     assert len(records) == 4 and {record.error for record in records.values()} == {"RuntimeError: out of <memory>"}
+
+
+def breaking(monkeypatch, size: int, before=lambda configs, paths: None) -> list[list[str]]:
+    """Populations of `size` members that have begun when they break; returns their members as they are tried."""
+    tried: list[list[str]] = []
+
+    def broken(configs, paths, directory, **_):
+        tried.append([path.name for path in paths])
+        assert len(tried) < 9, "the same members are trained again and again"
+        directory.mkdir()
+        write_json(directory / population.MEMBERS, {"members": tried[-1]})
+        before(configs, paths)
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(population, "train_population", broken)
+    monkeypatch.setattr(population, "members_that_fit", lambda program: size)
+    return tried
+
+
+def test_members_of_a_population_that_broke_keep_no_others_waiting(tmp_path, text, monkeypatch):
+    job = make_job(tmp_path, text, "population", rates=(1e-2,), seeds=2)
+    names = [member.name for member in job.todo({})]
+    tried = breaking(monkeypatch, size=3)
+    assert run_arm(job.directory) == 0
+    assert tried == [names[:3], names[3:]] and len(job.failed()) == 4
+
+
+def test_what_failed_is_retried_from_the_start(tmp_path, text, monkeypatch):
+    """Not from the checkpoint that its population left, before which its rows are gone."""
+    job = make_job(tmp_path, text, "population", rates=(1e-2,), seeds=2)
+    breaking(monkeypatch, size=4)
+    assert run_arm(job.directory) == 0 and (job.directory / SHARED).is_dir()
+    worker._Arm(job).forget_failed()
+    assert not (job.directory / SHARED).exists() and len(job.todo({})) == 4
+
+
+def test_another_population_that_was_begun_outlives_a_retry(tmp_path, text, monkeypatch):
+    job = make_job(tmp_path, text, "population", rates=(1e-2,), seeds=2)
+    breaking(monkeypatch, size=4)
+    assert run_arm(job.directory) == 0
+    write_json(job.directory / SHARED / population.MEMBERS, {"members": ["lr9-s9"]})
+    worker._Arm(job).forget_failed()
+    assert (job.directory / SHARED).is_dir()
+
+
+def test_a_divergence_outlives_what_broke_the_population_later(tmp_path, text, monkeypatch):
+    def diverge(configs, paths):
+        with RunDirectory.open(paths[1], configs[1]) as run:
+            run.set_status("diverged", step=3, diverged_at=3, fingerprint="f", initial_loss=5.5)
+
+    job = make_job(tmp_path, text, "population", rates=(1e-2,), seeds=2)
+    tried = breaking(monkeypatch, size=4, before=diverge)
+    assert run_arm(job.directory) == 0 and len(tried) == 1
+    states = {member.name: record.state for member, record in store.read_arm(job.directory)[0].items()}
+    assert states == {name: "diverged" if name == tried[0][1] else "failed" for name in tried[0]}
 
 
 # --- The choice on the command line ------------------------------------------------------------------------------

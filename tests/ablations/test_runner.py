@@ -121,6 +121,16 @@ def test_workers_of_one_arm_that_all_die_are_not_started_for_ever(job, monkeypat
     assert "the others of this arm go on" in capfd.readouterr().err
 
 
+@pytest.mark.parametrize(("usable", "workers"), [({3}, 1), ({0, 5, 6}, 3), (set(range(64)), 8)])
+def test_a_worker_for_every_core_that_may_be_used(monkeypatch, usable, workers):
+    """Of a container or a job on a shared machine these are few."""
+    monkeypatch.setattr(runner, "_accelerated", lambda: False)
+    monkeypatch.setattr(runner.os, "sched_getaffinity", lambda pid: usable, raising=False)
+    monkeypatch.setattr(runner.os, "cpu_count", lambda: 64)
+    assert runner.default_workers() == workers
+    assert all(Pool(workers, print).shares)
+
+
 def test_a_helper_that_dies_spoils_nothing(tmp_path, configs, monkeypatch, capfd):
     """The arm is finished by the worker that is left: that is success."""
     write_config(configs, ablation("no.txt", rates=(1e-2,)))
