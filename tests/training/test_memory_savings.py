@@ -63,6 +63,20 @@ def test_evaluation_and_generation_do_not_recompute():
     assert "remat" not in text and "checkpoint" not in text
 
 
+# --- Microbatches ------------------------------------------------------------------------------------------------
+
+
+def test_more_microbatches_need_no_more_memory():
+    """One gradient is held beside the sum of those before it, however many there are."""
+    temporary = []
+    for parts in (2, 8):
+        made = program(train__accumulate=parts, train__batch_size=8, model__vocab_size=8192, model__num_layers=1)
+        batch = made.layout.abstract_batch(2 * parts)
+        step = jax.jit(made.train_step).lower(made.abstract_state, batch, jnp.int32(0), HYPER).compile()
+        temporary.append(step.memory_analysis().temp_size_in_bytes)
+    assert temporary[1] < 1.05 * temporary[0]
+
+
 # --- Logits in chunks --------------------------------------------------------------------------------------------
 
 

@@ -18,7 +18,7 @@ import pytest
 
 from tests.tiny import nested
 from transformer import load, resolve
-from transformer.errors import ConfigError, DataError
+from transformer.errors import ConfigError, DataError, UserError
 from transformer.inference.checks import open_subject
 from transformer.schema import Config
 from transformer.training import console_sink, loop
@@ -137,6 +137,22 @@ def test_a_row_is_the_mean_since_the_row_before_and_first_and_last_steps_have_on
     assert [row["step"] for row in read_rows(tmp_path / "rare", "train")] == [1, STEPS]
 
 
+@pytest.mark.parametrize(
+    ("changes", "has"),
+    [
+        ({"model__family": "encoder_decoder", "objective__kind": "span"}, False),  # sentinels stand for no text
+        ({"model__family": "encoder_decoder", "objective__kind": "denoise"}, True),
+        ({"model__family": "encoder", "model__head__kind": "classify", "objective__kind": "next_sentence"}, False),
+        ({"model__family": "encoder"}, True),
+    ],
+    ids=["span", "denoise", "next_sentence", "mlm"],
+)
+def test_rows_of_training_have_bits_per_byte_where_targets_are_text(configure, tmp_path, changes, has):
+    train(configure(train__steps=1, eval__final=False, **changes), tmp_path, quiet=True)
+    (row,) = read_rows(tmp_path, "train")
+    assert ("bits_per_byte" in row) is has
+
+
 def test_quiet_prints_nothing(configure, tmp_path, capfd):
     train(configure(), tmp_path, quiet=True)
     assert capfd.readouterr() == ("", "")
@@ -249,6 +265,16 @@ def test_a_divergence_is_a_result(configure, tmp_path):
     assert (workdir / "metrics.jsonl").read_bytes() == before
 
 
+def test_what_breaks_after_a_divergence_hides_it_not(configure, tmp_path, monkeypatch):
+    def broken(self, state):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(run_module._RunStore, "finish", broken)
+    with pytest.raises(OSError, match="no space left"):
+        train(configure(optimizer__learning_rate=1e30), tmp_path, quiet=True)
+    assert read_status(tmp_path)["state"] == "diverged"
+
+
 def test_a_divergence_is_told_to_the_views(configure, tmp_path, capfd):
     train(configure(optimizer__learning_rate=1e30, train__profile_step=1), tmp_path)
     assert "event=diverged step=" in capfd.readouterr().err
@@ -297,7 +323,7 @@ def test_steps_are_timed_where_starting_a_call_waits_for_its_end(configure, tmp_
 
         def wait(*arguments: Any) -> Any:
             returned = jax.block_until_ready(start(*arguments))
-            time.sleep(0.1 * int(arguments[4]))  # the number of steps
+            time.sleep(0.2 * int(arguments[4]))  # the number of steps
             return returned
 
         self.train_steps = wait
@@ -410,6 +436,10 @@ def test_a_slip_in_the_data_claims_no_directory(configure, tmp_path):
             train(configure(data__path=str(tmp_path / "leters.txt")), tmp_path, quiet=True)
     with pytest.raises(ConfigError, match="smaller than the vocabulary"):
         train(configure(model__vocab_size=100), tmp_path, quiet=True)
+    with pytest.raises(UserError, match="holds no run"):
+        train(configure(train__init_from=str(tmp_path / "rnu")), tmp_path, quiet=True)
+    with pytest.raises(ConfigError, match="smaller than the vocabulary"):
+        train(configure(model__vocab_size=100, execution="population"), tmp_path, quiet=True)
     assert train(configure(), tmp_path, quiet=True).state == "done"
     with pytest.raises(ConfigError, match="another config"):
         train(configure(seed=1), tmp_path, quiet=True)

@@ -39,6 +39,10 @@ for name, mesh in json.loads(sys.argv[2]).items():
     kernel = flat_state(state)["params.blocks.0.ffn.branch.up.kernel"]
     shapes = {"shard": kernel.addressable_shards[0].data.shape, "shape": kernel.shape}
     found[name] = {"bytes": held, **shapes}
+    if made.placement is not None:
+        made.placement.place = lambda state: state  # at the end nothing is left to be moved
+        again = made.init(0)._replace(model_state=None)
+        found[name]["at_once"] = [x.sharding == made.placement.of_leaf(x) for x in jax.tree.leaves(again)]
     if name in sys.argv[4:]:
         outcome = train(config, root / name, quiet=True)
         last = flat_state(load(outcome.path, program=made).state)
@@ -108,6 +112,13 @@ def test_a_mesh_changes_no_number_beyond_rounding(found, mesh):
     assert set(mine) == set(single)
     for name in single:
         np.testing.assert_allclose(mine[name], single[name], rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+def test_no_device_ever_holds_a_state_that_is_split(found):
+    """Every parameter and moment is put where it belongs, one after the other."""
+    results, _ = found
+    for mesh in ("fsdp", "both"):
+        assert len(results[mesh]["at_once"]) > 10 and all(results[mesh]["at_once"])
 
 
 def test_fsdp_splits_the_state_and_data_parallelism_copies_it(found):

@@ -318,11 +318,16 @@ def test_microbatches_weigh_as_much_as_their_targets(weighted):
 
 
 def test_the_check_notices_a_mean_of_means(weighted, monkeypatch):
-    monkeypatch.setattr(
-        step_module,
-        "_mean_of_parts",
-        lambda losses, weights, grads: (losses.mean(), jax.tree.map(lambda g: g.mean(axis=0), grads)),
-    )
+    honest = step_module._mean_over_parts
+
+    def mean_of_means(part, *rest):
+        def unweighted(*arguments):
+            model_state, (loss, _, grads) = part(*arguments)
+            return model_state, (loss, None, grads)
+
+        return honest(unweighted, *rest)
+
+    monkeypatch.setattr(step_module, "_mean_over_parts", mean_of_means)
     state, metrics = train(Weighted({"train.accumulate": 2}))
     with pytest.raises(AssertionError):
         check_same_training(metrics, state, weighted)

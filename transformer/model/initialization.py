@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Sharding
 
 from transformer.config import stack_models
 from transformer.model.layer_pattern import num_sublayers, usual_depth
@@ -22,6 +24,7 @@ from transformer.registry import Registry
 from transformer.schema import Config, Model
 
 SCHEMES = Registry("model.init.scheme")
+ShardingOf = Callable[[np.ndarray], Sharding | None]  # where an array is put; None: on the default device
 
 # Roles: what a parameter is for. A scheme draws by role, weight decay applies by role.
 BRANCH_ROLES = frozenset({"matrix", "value", "hidden"})
@@ -187,16 +190,19 @@ def roles(params: nnx.State) -> dict[str, Any]:
     return nnx.to_pure_dict(jax.tree.map(lambda v: v.replace(v.role), params, is_leaf=_is_variable))
 
 
-def initialize(params: nnx.State, config: Config, seed: int) -> dict[str, Any]:
+def initialize(
+    params: nnx.State, config: Config, seed: int, sharding_of: ShardingOf = lambda _: None
+) -> dict[str, Any]:
     """Draws the numbers of one seed for declared parameters.
 
     Args:
       params: state whose leaves are `ShapeDtypeStruct`s, as split from a freshly declared model.
       config: names the scheme and the dtype parameters are kept in.
       seed: any integer.
+      sharding_of: where each array is put; by default on the default device.
 
     Returns:
-      Nested dicts of arrays on the default device, in `numerics.param_dtype`.
+      Nested dicts of arrays in `numerics.param_dtype`.
     """
     stacks = stack_models(config)  # depth counts where the parameter stands
     schemes: dict[str, Scheme] = {stack: SCHEMES.build(m.init.scheme, m) for stack, m in stacks.items()}
@@ -211,7 +217,7 @@ def initialize(params: nnx.State, config: Config, seed: int) -> dict[str, Any]:
             drawn = scheme(variable.role, shape, path_bits(seed, name), name)
             if variable.init_scale != 1.0:
                 drawn = drawn * np.float32(variable.init_scale)
-        return variable.replace(jnp.asarray(drawn, dtype))
+        return variable.replace(jax.device_put(drawn.astype(dtype), sharding_of(drawn), may_alias=False))
 
     return nnx.to_pure_dict(jax.tree_util.tree_map_with_path(draw, params, is_leaf=_is_variable))
 

@@ -188,6 +188,8 @@ def _span_problem(config: Config) -> str | None:
 class SpanCorruption(Seq2Seq):
     """Spans of the text are replaced by one sentinel each; the target lists each sentinel and what it hides."""
 
+    only_text = False
+
     def bounds(self, dataset: Dataset, split: str) -> dict[str, float]:
         return {}  # its targets are text and sentinels, in proportions of their own
 
@@ -232,6 +234,7 @@ class SpanCorruption(Seq2Seq):
 class Denoising(SpanCorruption):
     """Spans of the text are replaced by one mask token each; the target is the whole text."""
 
+    only_text = True
     bounds = Objective.bounds
 
     @classmethod

@@ -10,6 +10,7 @@ from typing import Any
 from transformer.data.batching import Dataset
 from transformer.schema import Config
 from transformer.training.interrupts import PREEMPTED, STOPPED_BY_USER
+from transformer.training.objectives import objective_class
 from transformer.training.run_directory import RunDirectory
 from transformer.training.sinks import Sinks
 
@@ -75,6 +76,9 @@ class Member:
     def __init__(self, config: Config, run: RunDirectory, sinks: Sinks, progress: Progress, dataset: Dataset):
         self.config, self.run, self.sinks, self.progress, self.dataset = config, run, sinks, progress, dataset
         self.tokens_per_step = config.train.batch_size * dataset.layout.positions
+        objective = objective_class(config)
+        means_text = objective.predicts_tokens and objective.only_text  # else a row of training has no bits per byte
+        self.tokens_per_byte = dataset.tokens_per_byte if means_text else None
         self.ended = ""
         self.evaluated: tuple[int, float] = (-1, math.nan)
 
@@ -97,7 +101,7 @@ class Member:
         finite = math.isfinite(loss)
         if step == 1 or step == train.steps or step % train.log_every == 0 or not finite:
             mean = progress.loss_sum / progress.loss_count
-            per_byte = self.dataset.tokens_per_byte
+            per_byte = self.tokens_per_byte
             self.write(
                 "train",
                 {

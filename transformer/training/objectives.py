@@ -84,6 +84,7 @@ class Objective:
     marks_padding = True
     specials: tuple[str, ...] = ()
     predicts_tokens = True  # targets are ids of the vocabulary, which stand for bytes of text
+    only_text = True  # nearly all of them do, and few are marks such as the end of a row
 
     def __init__(self, config: Config, vocabulary: Vocabulary | None = None):
         self.config, self.vocabulary = config, vocabulary

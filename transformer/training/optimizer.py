@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from transformer.model.initialization import DECAYED_ROLES
+from transformer.model.initialization import DECAYED_ROLES, ShardingOf
 from transformer.schema import Config
 from transformer.training.schedules import unit_schedule
 
@@ -46,11 +46,19 @@ class Optimizer:
         adam = optax.scale_by_adam(b1=settings.beta1, b2=settings.beta2, eps=settings.epsilon)
         self.transform = optax.chain(clip, adam)
 
-    def init(self, params: Any) -> Any:
-        """Zero moments, and the count of steps; made on the host, so that no shape of theirs is compiled for."""
-        shapes = jax.eval_shape(self.transform.init, params)
-        zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
-        return jax.device_put(zeros, may_alias=False)  # a step takes over the buffers it is given
+    def init(self, params: Any, sharding_of: ShardingOf = lambda _: None) -> Any:
+        """Zero moments, and the count of steps; made on the host, so that no shape of theirs is compiled for.
+
+        Args:
+          sharding_of: where each of them is put.
+        """
+        zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), self.abstract(params))
+        # Not aliased, because a step takes over the buffers it is given.
+        return jax.tree.map(lambda x: jax.device_put(x, sharding_of(x), may_alias=False), zeros)
+
+    def abstract(self, params: Any) -> Any:
+        """Shapes and dtypes of what `init` returns; of the parameters, these are enough."""
+        return jax.eval_shape(self.transform.init, params)
 
     def update(
         self, grads: Any, state: Any, params: Any, step: jax.Array, hyper: Hyperparameters

@@ -227,9 +227,14 @@ def train_population(
             shutil.rmtree(directory, ignore_errors=True)
             return [Outcome(s["state"], s, path) for s, path in zip(known, workdirs, strict=True)]
         interrupts = stack.enter_context(Interrupts())
-        dataset = dataset or load_dataset(configs[0])
-        program = program or make_program(configs[0], dataset)
-        check_memory(program, len(configs))
+        try:
+            dataset = dataset or load_dataset(configs[0])
+            program = program or make_program(configs[0], dataset)
+            check_memory(program, len(configs))
+        except UserError:
+            for run in runs:
+                run.unclaim()
+            raise
         population = Population(program, len(configs))
         names = [workdir.name for workdir in workdirs]
         directory.mkdir(parents=True, exist_ok=True)

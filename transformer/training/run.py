@@ -74,16 +74,15 @@ def train(
         try:
             dataset = dataset or load_dataset(config)
             program = program or make_program(config, dataset)
+            padding = f"; {dataset.pad_share:.0%} of the positions are padding" if dataset.pad_share else ""
+            say(f"data: {dataset.description}; fingerprint {dataset.fingerprint}{padding}")
+            say(_bounds(dataset, program))
+            checkpoints = Checkpoints(run.path / "checkpoints", config.train.keep_checkpoints, warn=say)
+            stack.enter_context(contextlib.closing(checkpoints))
+            state, progress = _start_or_resume(config, program, dataset, checkpoints)
         except UserError:
-            if finished.get("state") == "planned":  # a slip in the config claims no directory
-                (run.path / "config.json").unlink()
+            run.unclaim()
             raise
-        padding = f"; {dataset.pad_share:.0%} of the positions are padding" if dataset.pad_share else ""
-        say(f"data: {dataset.description}; fingerprint {dataset.fingerprint}{padding}")
-        say(_bounds(dataset, program))
-        checkpoints = Checkpoints(run.path / "checkpoints", config.train.keep_checkpoints, warn=say)
-        stack.enter_context(contextlib.closing(checkpoints))
-        state, progress = _start_or_resume(config, program, dataset, checkpoints)
         if program.transfer is not None and not progress.step:
             say(str(program.transfer))
         feed = dataset.feed(config.data, config.train.batch_size, data_seed(config))
@@ -96,7 +95,8 @@ def train(
             store, hyper = _RunStore(checkpoints, member), program.hyperparameters(config)
             run_to_the_end(Loop(program, dataset, feed, hyper, [member], store, interrupts), state)
         except BaseException as error:
-            member.fail(error)
+            if not member.ended:
+                member.fail(error)
             if isinstance(error, CheckpointError) and (kept := checkpoints.steps()):
                 raise CheckpointError(f"{error} The checkpoint of step {kept[-1]} is kept.") from error
             raise

@@ -193,6 +193,11 @@ class RunDirectory:
         with self._writing(last_words=True):
             write_json(self.path / "status.json", status)
 
+    def unclaim(self) -> None:
+        """Forgets the config where nothing has run: a slip in it claims no directory."""
+        if self.status()["state"] == "planned":
+            (self.path / "config.json").unlink()
+
     def status(self) -> dict[str, Any]:
         """See `read_status`."""
         return read_status(self.path)

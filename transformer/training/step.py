@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from jax.sharding import NamedSharding
 
 from transformer.data.batch import Batch, Layout
 from transformer.data.batching import Read, read_windows
@@ -106,20 +107,24 @@ class Program:
 
     def init(self, seed: int) -> TrainState:
         """The state before step 0 of one seed."""
-        params = initialize(self.declared, self.config, seed)
+        params = initialize(self.declared, self.config, seed, self._sharding_of)
         # Copies, because a step takes over the buffers it is given.
         model_state = jax.tree.map(jnp.array, nnx.to_pure_dict(self.declared_state))
         if self.config.train.init_from:
             params, model_state, self.transfer = start_from(self.config.train.init_from, self, params, model_state)
-        state = TrainState(params, model_state, self.optimizer.init(params))
+        state = TrainState(params, model_state, self.optimizer.init(params, self._sharding_of))
         return state if self.placement is None else self.placement.place(state)
+
+    def _sharding_of(self, leaf: np.ndarray) -> NamedSharding | None:
+        """Where a parameter or moment is put, so that no device ever holds more than its share."""
+        return None if self.placement is None else self.placement.of_leaf(leaf)
 
     @functools.cached_property
     def abstract_state(self) -> TrainState:
         """Shapes and dtypes of the state."""
         params = abstract(self.declared, self.config)
         model_state = jax.eval_shape(lambda: jax.tree.map(jnp.array, nnx.to_pure_dict(self.declared_state)))
-        state = TrainState(params, model_state, jax.eval_shape(self.optimizer.init, params))
+        state = TrainState(params, model_state, self.optimizer.abstract(params))
         return state if self.placement is None else self.placement.abstract(state)
 
     @property
@@ -204,8 +209,7 @@ class Program:
         if parts == 1:
             model_state, (loss, _, grads) = part(state.model_state, (jnp.int32(0), micro.take(0)))
         else:
-            model_state, stacked = jax.lax.scan(part, state.model_state, (jnp.arange(parts), micro))
-            loss, grads = _mean_of_parts(*stacked)
+            model_state, loss, grads = _mean_over_parts(part, state, micro, parts)
         params, optimizer, rate = self.optimizer.update(grads, state.optimizer, state.params, step, hyper)
         metrics = {
             "loss": loss,
@@ -279,12 +283,21 @@ class Program:
         )
 
 
-def _mean_of_parts(losses_P: jax.Array, weights_P: jax.Array | None, grads: Any) -> tuple[jax.Array, Any]:
-    """Mean loss and gradient of a step from those of its P microbatches, each weighing as much as its targets do."""
-    if weights_P is None:
-        return losses_P.mean(), jax.tree.map(lambda g: g.mean(axis=0), grads)
-    shares_P = weights_P / jnp.maximum(weights_P.sum(), TINY)
-    return (shares_P * losses_P).sum(), jax.tree.map(lambda g: jnp.tensordot(shares_P.astype(g.dtype), g, 1), grads)
+def _mean_over_parts(part: Any, state: TrainState, micro: Batch, parts: int) -> tuple[Any, jax.Array, Any]:
+    """Model state, mean loss and gradient of a step over its microbatches, each weighing as much as its targets do.
+    The sums are carried along, so however many there are, one gradient is held beside that of the present one."""
+
+    def add(carry: Any, index_and_batch: tuple[jax.Array, Batch]) -> tuple[Any, None]:
+        model_state, total, sums = carry
+        model_state, (loss, weight, grads) = part(model_state, index_and_batch)
+        weight = jnp.float32(1.0) if weight is None else weight
+        return (model_state, total + weight, jax.tree.map(lambda s, x: s + weight * x, sums, (loss, grads))), None
+
+    zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.promote_types(p.dtype, jnp.float32)), state.params)
+    start = (state.model_state, jnp.float32(0.0), (jnp.float32(0.0), zeros))
+    (model_state, total, (loss, grads)), _ = jax.lax.scan(add, start, (jnp.arange(parts), micro))
+    total = jnp.maximum(total, TINY)
+    return model_state, loss / total, jax.tree.map(lambda g, p: (g / total).astype(p.dtype), grads, state.params)
 
 
 def flat_state(state: TrainState) -> dict[str, jax.Array]:
