@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
             sub.add_argument("names", nargs="*" if name in ("status", "report") else "+", metavar="NAME")
         sub.add_argument(
             "--profile",
-            default="demo" if name == "try" else DEFAULT_PROFILE,
+            default={"try": "demo", "report": None}.get(name, DEFAULT_PROFILE),
             help="smoke, demo, quick or full; quick@100 repeats quick on the seeds from 100 on",
         )
         runs = None if name == "report" else RUNS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shlex
 
 from ablations import catalog
 from ablations.profiles import standard
@@ -36,5 +37,5 @@ def register(assignments: list[str]) -> str:
         matched=("tokens",),
     )
     name = "try-" + hashlib.sha256(question.encode()).hexdigest()[:6]
-    catalog.add(name, ablation)
+    catalog.add(name, ablation, f"try {shlex.join(assignments)}")
     return name

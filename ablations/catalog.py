@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.util
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -13,7 +15,7 @@ from transformer.errors import ConfigError, UserError, did_you_mean
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 RUNS = Path("runs") / "arms"  # where arms are trained
 PREFIX = "ablation_"
-_added: dict[str, Ablation] = {}  # questions typed on the command line
+_added: dict[str, tuple[Ablation, str]] = {}  # questions typed on the command line, and what was typed
 _folder = CONFIGS
 _execution = ""
 
@@ -22,6 +24,17 @@ def execute(execution: str) -> None:
     """Chooses how members are trained, for all ablations that do not say so themselves; part of an arm's identity."""
     global _execution
     _execution = execution
+
+
+@contextlib.contextmanager
+def executed(execution: str) -> Iterator[None]:
+    """`execute`, for as long as the context lasts."""
+    before = _execution
+    execute(execution)
+    try:
+        yield
+    finally:
+        execute(before)
 
 
 def look_in(folder: Path) -> None:
@@ -41,9 +54,14 @@ def names(folder: Path | None = None) -> list[str]:
     return sorted(path.stem.removeprefix(PREFIX) for path in (folder or _folder).glob(f"{PREFIX}*.py"))
 
 
-def add(name: str, ablation: Ablation) -> None:
-    """Makes an ablation that has no file known to this process."""
-    _added[name] = ablation
+def add(name: str, ablation: Ablation, command: str) -> None:
+    """Makes an ablation that has no file known to this process; `command` asks it again."""
+    _added[name] = ablation, command
+
+
+def run_command(name: str) -> str:
+    """What follows `python -m ablations` to run an ablation."""
+    return _added[name][1] if name in _added else f"run {name}"
 
 
 def load(name: str, folder: Path | None = None) -> Ablation:
@@ -53,7 +71,7 @@ def load(name: str, folder: Path | None = None) -> Ablation:
       UserError: no such ablation, or its file cannot be run or does not define one.
     """
     if name in _added:
-        return _executed(_added[name])
+        return _executed(_added[name][0])
     path = (folder or _folder) / f"{PREFIX}{name}.py"
     if not path.is_file():
         known = names(folder)

@@ -26,9 +26,15 @@ from transformer.training.interrupts import STOPPED_BY_USER
 
 
 def list_command(arguments: argparse.Namespace) -> int:
-    """Ablations with their questions, or the claims of one kind: with what decides them where no training does."""
+    """Ablations with their questions, or the claims of one kind: with what decides them where no training does.
+
+    Raises:
+      UserError: claims of that kind have no tests to run.
+    """
     if arguments.kind in ("exact", "accounting"):
         return _list_checks([claim for claim in claims.load().values() if claim.kind == arguments.kind], arguments)
+    if arguments.run:
+        raise UserError("--run needs --kind=exact or --kind=accounting, whose claims a test or a formula decides.")
     if arguments.kind:
         for claim in claims.load().values():
             if claim.kind == arguments.kind:
@@ -88,7 +94,8 @@ def plan_command(arguments: argparse.Namespace) -> int:
         source = "measured between baseline twins" if made.measured else "assumed, no twins trained yet"
         console.print(
             f"{made.test_seeds} test seeds detect differences from {made.detectable:.3g}, and can show equivalence "
-            f"within {made.equivalence:.3g} (80% power; spread of paired differences {made.sigma:.3g}, {source})."
+            f"within {made.equivalence:.3g} (80% power for one comparison alone; spread of paired differences "
+            f"{made.sigma:.3g}, {source})."
         )
         for warning in made.warnings:
             console.print(Text(str(warning)))
@@ -221,17 +228,19 @@ def report_command(arguments: argparse.Namespace) -> int:
         judged = [committed.data(name, profile) for name, profile in committed.kept()]
         for name in arguments.names:
             profiles = [data["profile"] for data in judged if data["name"] == name]
-            if not profiles or arguments.profile not in (DEFAULT_PROFILE, *profiles):
+            if not profiles or arguments.profile not in (None, *profiles):
                 there = f"; of it there are: {', '.join(profiles)}" if profiles else ""
                 asked = f"{name!r} at the {arguments.profile} profile" if profiles else f"{name!r}"
                 raise UserError(f"No answer of {asked} is committed{there}; --runs={RUNS} judges what was run here.")
     else:
+        arguments.profile = arguments.profile or DEFAULT_PROFILE
         judged = [
             summary.summarize(summary.collect(name, arguments.profile, arguments.runs)) for name in _chosen(arguments)
         ]
     for data in judged:
         written = write_report(data, arguments.out / report_folder(data))
-        if data["name"] in (arguments.names or [data["name"]]):
+        asked_for = data["name"] in arguments.names and arguments.profile in (None, data["profile"])
+        if asked_for or not arguments.names:
             print_verdicts(data)
             print(f"page: {written[0]}")
     if arguments.runs is None:
@@ -255,7 +264,7 @@ def status_command(arguments: argparse.Namespace) -> int:
     for name in _chosen(arguments):
         progress = summary.progress(summary.collect(name, arguments.profile, arguments.runs))
         tampered = progress.pop("tampered")
-        print(f"{name:20} " + "  ".join(f"{key} {value}" for key, value in progress.items()))
+        print(f"{name:20} {arguments.profile:10} " + "  ".join(f"{key} {value}" for key, value in progress.items()))
         for record in tampered:
             print(f"{'':20} changed by hand, not used: {record}")
     return 0

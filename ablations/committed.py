@@ -19,8 +19,10 @@ from ablations import catalog, checks, store, summary, twins
 from ablations.cells import cells
 from ablations.profiles import rank
 from ablations.report import report_folder
+from ablations.report.members import is_measured
 from ablations.schema import repetition
 from transformer.errors import UserError
+from transformer.numerics import EXECUTIONS
 from transformer.training.jsonfiles import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -62,8 +64,25 @@ def kept(results: Path | None = None) -> list[tuple[str, str]]:
 
 
 def data(name: str, profile: str, results: Path | None = None) -> dict[str, Any]:
-    """The report data of a committed answer."""
-    return summary.summarize(summary.collect(name, profile, (results or RESULTS) / name / profile / "records"))
+    """The report data of a committed answer. How its members were trained, together or one after the other, is part
+    of what an arm is; it is read off the records, since this machine might do otherwise.
+
+    Raises:
+      UserError: there are records, but of none of the arms that its config has now.
+    """
+    folder = (results or RESULTS) / name / profile / "records"
+    found = []
+    for execution in EXECUTIONS:
+        with catalog.executed(execution):
+            found.append(summary.collect(name, profile, folder))
+        if any(records for _, records in found[-1].arms):
+            return summary.summarize(found[-1])
+    if any(folder.glob(f"*{store.PACKED}")):
+        raise UserError(
+            f"The records in {folder} belong to no arm that {name} has at the {profile} profile; undo the change of "
+            "its config, or remove them."
+        )
+    return summary.summarize(found[0])
 
 
 def publish(reports: Sequence[Mapping[str, Any]], pages: Path) -> None:
@@ -104,20 +123,20 @@ def headline(answered: Sequence[Answer], readme: Path) -> None:
 
 
 def answers(reports: Sequence[Mapping[str, Any]]) -> Iterator[Answer]:
-    """One row per claim: that of the largest profile that judged it."""
+    """One row per claim: that of the largest profile that measured it, or else of the largest that asks it."""
     seen: set[str] = set()
-    for report in sorted(reports, key=lambda report: rank(report["profile"])):
-        for claim in report["claims"]:
-            if claim["claim"] not in seen:
-                seen.add(claim["claim"])
-                decisions = [report["decisions"][i] for i in claim["decisions"]]
-                yield {
-                    **claim,
-                    "measured": _measured(decisions, claim),
-                    "scale": BREAK.join(dict.fromkeys(_scale(report, decision) for decision in decisions)) or "–",
-                    "name": report["name"],
-                    "profile": report["profile"],
-                }
+    asked = [(report, claim) for report in reports for claim in report["claims"]]
+    for report, claim in sorted(asked, key=lambda one: (not is_measured(*one), rank(one[0]["profile"]))):
+        if claim["claim"] not in seen:
+            seen.add(claim["claim"])
+            decisions = [report["decisions"][i] for i in claim["decisions"]]
+            yield {
+                **claim,
+                "measured": _measured(decisions, claim),
+                "scale": BREAK.join(dict.fromkeys(_scale(report, decision) for decision in decisions)) or "–",
+                "name": report["name"],
+                "profile": report["profile"],
+            }
 
 
 def _measured(decisions: Sequence[Mapping[str, Any]], claim: Mapping[str, Any]) -> str:
@@ -128,7 +147,7 @@ def _measured(decisions: Sequence[Mapping[str, Any]], claim: Mapping[str, Any]) 
             several = decision["type"] == "formula"  # a number after the other
             said.append(decision["reason"].replace("; ", BREAK) if several else decision["reason"])
         elif decision["estimate"] is None:
-            said.append(f"{_said_of(decision)}: {decision['reason']}")
+            said.append(f"{_said_of(decision)}: {_estimate(decision)}")
         else:
             said.append(f"{_said_of(decision)}: {_estimate(decision)}, {decision['label']}")
     return BREAK.join(said) or claim["sentence"]
@@ -144,6 +163,9 @@ def _said_of(decision: Mapping[str, Any]) -> str:
 
 
 def _estimate(decision: Mapping[str, Any]) -> str:
+    """With its interval and unit, or why there is none, such as runs that diverged."""
+    if decision["estimate"] is None:
+        return decision["reason"]
     signed = "+" if decision["estimate_name"] == "difference" else ""
     text = f"{decision['estimate']:{signed}.3g}"
     if decision["interval95"]:
@@ -212,7 +234,7 @@ def _repetitions(reports: Sequence[Mapping[str, Any]]) -> str:
             continue
         links = [f"[{p}]({name}/{p}/report.md)" for p in (first["profile"], profile)]
         for one, other in zip(first["decisions"], again["decisions"], strict=True):
-            if one["contrast_hash"] == other["contrast_hash"] and None not in (one["estimate"], other["estimate"]):
+            if one["contrast_hash"] == other["contrast_hash"] and None not in (one["p"], other["p"]):
                 estimates = [
                     BREAK.join([_estimate(d), f"{d['label']}, {d['n']} seeds", _rates(report, d)])
                     for report, d in ((first, one), (again, other))

@@ -276,12 +276,19 @@ class Ablation:
         """A profile by its name, or its repetition on other seeds, such as `quick@100`.
 
         Raises:
-          ConfigError: an unknown profile.
+          ConfigError: an unknown profile, or a repetition on seeds that others use.
         """
         profile, first_seed = repetition(name)
         if profile not in self.profiles:
             raise _unknown("profile", name, self.profiles)
-        return dataclasses.replace(self.profiles[profile], first_seed=first_seed)
+        settings = self.profiles[profile]
+        first_free, last = max(settings.test_seeds, settings.tuning_seeds), MORE_PAIRS.start - settings.test_seeds
+        if first_seed and not first_free <= first_seed <= last:
+            raise ConfigError(
+                f"The profile {name!r} would not repeat {profile!r} on seeds of its own; choose a first seed from "
+                f"{first_free} to {last}."
+            )
+        return dataclasses.replace(settings, first_seed=first_seed)
 
     def overrides(self, arm: str = "", condition: str = "", profile: str = "") -> dict[str, Any]:
         """The fields one cell changes against the base config; the arm's own come last and win.

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ablations import checks, claims, confounds, store
+from ablations import catalog, checks, claims, confounds, store
 from ablations.cells import ArmCell, Member
 from ablations.evidence import Evidence, Setting
 from ablations.gather import Results, collect, evidence_for, initial_value, named_arms, positive_control
@@ -171,28 +171,29 @@ def _decision(d: Decision, results: Results, evidence: Mapping[tuple[str, str], 
         "downgrades": [{"reason": cause.reason, "remedy": cause.remedy} for cause in d.downgrades],
         "prior": contrast.prior,
         "contrast_hash": contrast.hash,
-        "registered": _registration(results, contrast),
+        "registered": _registration(results, contrast, d.condition),
         "check": contrast.check,
         "paired": paired,
     }
 
 
-def _registration(results: Results, contrast: Contrast) -> str:
-    """Whether the contrast stood as it is now in every record it reads."""
-    prefix = f"{results.name}:{contrast.claim}:"
-    wanted = prefix + contrast.hash
-    arms, conditions = named_arms(contrast), contrast.conditions or tuple(results.ablation.conditions)
-    seen = [
+def _registration(results: Results, contrast: Contrast, condition: str) -> str:
+    """Whether the contrast stood as it is now in every record it reads under a condition: `before its data`, `edited
+    after its data`, `after its data`; or `unknown`, where a run was trained for other questions, of which alone its
+    record tells."""
+    asked, prefix = f"{results.name}:", f"{results.name}:{contrast.claim}:"
+    late = [
         record.contrasts
         for cell, records in results.arms
-        if cell.arm in arms and cell.condition in conditions
+        if cell.arm in named_arms(contrast) and cell.condition == condition
         for record in records.values()
+        if prefix + contrast.hash not in record.contrasts
     ]
-    if all(wanted in known for known in seen):
-        return "before its data"
-    if any(any(entry.startswith(prefix) for entry in known) for known in seen):
+    if any(entry.startswith(prefix) for known in late for entry in known):
         return "edited after its data"
-    return "after its data"
+    if any(not known or any(entry.startswith(asked) for entry in known) for known in late):
+        return "after its data"
+    return "unknown" if late else "before its data"
 
 
 def _arm(results: Results, cell: ArmCell, records: dict[Member, Record]) -> dict[str, Any]:
@@ -340,7 +341,7 @@ def _provenance(results: Results) -> dict[str, Any]:
     known = (f"{str(git['sha'])[:12]}{' (modified)' if git.get('dirty') else ''}" for git in commits if git.get("sha"))
     wanted = ("jax", "flax", "optax", "numpy")
     return {
-        "command": f"python -m ablations run {results.name} --profile={results.profile}",
+        "command": f"python -m ablations {catalog.run_command(results.name)} --profile={results.profile}",
         "git": ", ".join(dict.fromkeys(known)),
         "python": env.get("python"),
         "packages": {k: v for k, v in (env.get("packages") or {}).items() if k in wanted},

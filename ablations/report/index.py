@@ -16,7 +16,7 @@ from ablations.claims import Claim
 from ablations.profiles import rank
 from ablations.report import numbers, page, report_folder
 from ablations.report.contract import complete
-from ablations.report.members import Row
+from ablations.report.members import Row, is_measured
 from ablations.report.words import VERDICTS
 from ablations.statistics import benjamini_hochberg
 from ablations.verdict import Overall
@@ -127,7 +127,7 @@ def _answers(reports: Sequence[Row], standing: Mapping[tuple[str, str, int], flo
     answers: dict[str, list[dict[str, Any]]] = {}
     for report in sorted(reports, key=lambda report: (rank(report["profile"]), report["name"])):
         for claim in report["claims"]:
-            if not _measured(report, claim):
+            if not is_measured(report, claim):
                 continue
             answers.setdefault(claim["claim"], []).append(
                 {
@@ -151,13 +151,6 @@ def _largest_q(report: Row, claim: Row, standing: Mapping[tuple[str, str, int], 
     ]
     written = numbers.p_value(max(known)) if known else ""
     return written and f"q {'' if written.startswith('<') else '= '}{written}"
-
-
-def _measured(report: Row, claim: Row) -> bool:
-    """Whether anything ran for the claim: a comparison with a p value, a check, or a verdict that was reached."""
-    judged = [report["decisions"][i] for i in claim["decisions"] if i in range(len(report["decisions"]))]
-    inferred = any(decision["p"] is not None or decision["verdict"] != "inconclusive" for decision in judged)
-    return inferred or any(check["claim"] == claim["claim"] for check in report["checks"])
 
 
 def _row(claim: Claim, answers: Sequence[dict[str, Any]]) -> dict[str, Any]:

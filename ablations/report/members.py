@@ -21,6 +21,13 @@ def judged_by(report: Row, condition: str) -> Row:
     return next(row for row in report["conditions"] if row["condition"] == condition)
 
 
+def is_measured(report: Row, claim: Row) -> bool:
+    """Whether anything ran for the claim: a comparison with a p value, a check, or a verdict that was reached."""
+    judged = [report["decisions"][i] for i in claim["decisions"] if i in range(len(report["decisions"]))]
+    inferred = any(decision["p"] is not None or decision["verdict"] != "inconclusive" for decision in judged)
+    return inferred or any(check["claim"] == claim["claim"] for check in report["checks"])
+
+
 def titled(report: Row, arm: Row) -> str:
     """The arm's label, with its condition where there are several and the label does not say it."""
     condition = arm["condition"]

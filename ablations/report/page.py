@@ -162,8 +162,10 @@ def _comparison(report: Row, decision: Row, scales: dict[tuple[str, str], forest
     p = "counter_p" if decision["against"] else "p"  # of the test that the verdict rests on
     by_check = decision["type"] in BY_CHECK
     notes = [cause["reason"] for cause in decision["downgrades"] if cause["reason"] not in decision["reason"]]
-    if decision["registered"] and decision["registered"] != "before its data":
-        notes.append(f"registered or edited {decision['registered'].removeprefix('edited ')}")
+    if decision["registered"].endswith("after its data"):
+        notes.append("registered or edited after its data")
+    elif decision["registered"] == "unknown":
+        notes.append("shares runs that were trained for other questions")
     return {
         "subject": _subject(decision),
         "condition": "" if by_check or len(conditions(report)) < 2 else decision["condition"],

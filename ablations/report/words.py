@@ -80,11 +80,13 @@ def _rates(report: Row) -> list[str]:
     rates = sorted({run["learning_rate"] for run in tuning})
     said = []
     if len(rates) > 1:
-        seeds = len({run["seed"] for run in tuning})
+        seeds, tried = len({run["seed"] for run in tuning}), [n for arm in report["arms"] if (n := _rates_tried(arm))]
+        stability = any(decision["type"] == "stability" for decision in report["decisions"])
         said.append(
-            f"Each arm is judged at its own best learning rate, chosen among {len(rates)} from "
-            f"{numbers.rate(rates[0])} to {numbers.rate(rates[-1])} on {plural(seeds, 'tuning seed')} that the "
-            "comparison does not use; another choice would move the results, which no interval here takes in."
+            f"Each arm is judged at its own best learning rate, chosen among {_counts(tried)} rates "
+            f"between {numbers.rate(rates[0])} and {numbers.rate(rates[-1])} on {plural(seeds, 'tuning seed')} that "
+            f"{'no comparison but those of stability uses' if stability else 'the comparison does not use'}; another "
+            "choice would move the results, which no interval here takes in."
         )
     else:
         used = sorted({arm["learning_rate"] for arm in report["arms"] if arm["learning_rate"]})
@@ -96,6 +98,10 @@ def _rates(report: Row) -> list[str]:
     return said
 
 
+def _rates_tried(arm: Row) -> int:
+    return len({run["learning_rate"] for run in arm["tuning"] if run["learning_rate"]})
+
+
 def certainty(report: Row) -> str:
     """Seeds, correction, margin, noise, what was lost, and how far the answer reaches."""
     if not report["verdicts"]:
@@ -103,11 +109,8 @@ def certainty(report: Row) -> str:
     inferred = [d for d in report["decisions"] if d["p"] is not None]
     parts = []
     if inferred:
-        pairs = [d["n"] for d in inferred]
-        span = f"{min(pairs)} to {max(pairs)}" if min(pairs) < max(pairs) else f"{pairs[0]}"
-        parts.append(
-            f"{'The comparison rests' if len(inferred) == 1 else 'Each comparison rests'} on {span} pairs of runs."
-        )
+        rests = "The comparison rests" if len(inferred) == 1 else "Each comparison rests"
+        parts.append(f"{rests} on {_counts([d['n'] for d in inferred])} pairs of runs.")
         if len(inferred) > 1:
             parts.append(
                 f"A p value counts after Holm's correction over {len(inferred)} comparisons: the chance of even one "
@@ -151,12 +154,18 @@ def _resolution(report: Row, inferred: Sequence[Row]) -> list[str]:
             amounts = listed([f"{margin:g}" for margin in margins], "or")
             said.append(f"Differences smaller than {amounts}{named} are treated as no difference.")
         if seen := [d["detectable"] for d in same if d["detectable"] is not None]:
-            said.append(f"A true difference of {_span(seen)}{named} would be noticed four times in five.")
+            alone = f", before the correction over {len(inferred)}" if len(inferred) > 1 else ""
+            said.append(f"A true difference of {_span(seen)}{named} would be noticed four times in five{alone}.")
         if apart := [row["sigma"] for row in noise if row["unit"] == unit]:
             said.append(
                 f"Chance alone (a baseline from other initial weights) moves the result by {_span(apart)}{named}."
             )
     return said
+
+
+def _counts(values: Sequence[int]) -> str:
+    """From the smallest to the largest, or the one they share."""
+    return " to ".join(dict.fromkeys(str(end) for end in (min(values), max(values))))
 
 
 def _span(values: Sequence[float]) -> str:
@@ -251,14 +260,18 @@ def _losses(report: Row) -> list[str]:
 
 
 def _registration(report: Row) -> list[str]:
-    late = [d for d in report["decisions"] if d["registered"] and d["registered"] != "before its data"]
-    known = [d for d in report["decisions"] if d["registered"]]
+    known = [d["registered"] for d in report["decisions"] if d["registered"]]
+    late, unknown = sum(how.endswith("after its data") for how in known), known.count("unknown")
+    of_all, said = f"of {plural(len(known), 'comparison')}", []
     if late:
-        return [
-            f"{len(late)} of {plural(len(known), 'comparison')} "
-            f"{'was' if len(late) == 1 else 'were'} registered or edited after data existed: read with caution."
-        ]
-    return ["What would count as an answer was written down before the data existed."] if known else []
+        verb = "was" if late == 1 else "were"
+        said.append(f"{late} {of_all} {verb} registered or edited after data existed: read with caution.")
+    if unknown:
+        said.append(
+            f"{unknown} {of_all} {'shares' if unknown == 1 else 'share'} runs that were trained for other questions, "
+            "whose records do not tell whether this one stood by then."
+        )
+    return said or (["What would count as an answer was written down before the data existed."] if known else [])
 
 
 def banner(report: Row) -> str:

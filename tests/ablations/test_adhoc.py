@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ablations import adhoc, catalog
+from ablations import adhoc, catalog, summary
 from ablations.cells import cells
 from ablations.lint import lint
 from ablations.profiles import STANDARD, check_limits
@@ -38,6 +38,13 @@ def test_the_question_is_an_ablation_within_the_limits_of_every_profile():
 def test_the_same_question_has_the_same_name():
     first, again, other = (adhoc.register([text]) for text in ("model.d_model=48", "model.d_model=48", "seed=1"))
     assert first == again != other and first.startswith("try-")
+
+
+def test_its_page_says_how_to_ask_it_again(tmp_path):
+    name = adhoc.register(["model.norm.kind=rmsnorm", "model.layers=both*2"])
+    found = summary.summarize(summary.collect(name, "demo", tmp_path))
+    asked = "python -m ablations try model.norm.kind=rmsnorm 'model.layers=both*2' --profile=demo"
+    assert found["provenance"]["command"] == asked
 
 
 def test_what_changes_nothing_is_refused():

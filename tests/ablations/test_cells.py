@@ -159,6 +159,17 @@ def test_a_repetition_of_nothing_or_on_tuning_seeds_is_refused(profile):
         cells("tiny", ablation(), profile)
 
 
+@pytest.mark.parametrize(("first", "free"), [(1, False), (4, False), (5, True), (496, True), (497, False)])
+def test_a_repetition_has_seeds_of_its_own(first, free):
+    """Its test seeds are none of the first run's, and its tuning seeds neither."""
+    made = ablation(rates=RATES, seeds=4, profile={"tuning_seeds": 5})
+    if free:
+        assert cells("tiny", made, f"tiny@{first}")
+    else:
+        with pytest.raises(ConfigError, match="on seeds of its own; choose a first seed from 5 to 496"):
+            cells("tiny", made, f"tiny@{first}")
+
+
 def test_a_twin_has_the_same_data_and_other_initial_weights(cell):
     member, twin = (Member(1e-3, 3, twin).config(cell.config) for twin in (False, True))
     assert data_seed(member) == data_seed(twin) == 3

@@ -104,7 +104,20 @@ def test_status_counts_members(lab, tmp_path, capsys):
     path.write_text(path.read_text().replace('"seconds": 1.0', '"seconds": 2.0'))
     assert lab("status", "--profile=tiny") == 0
     said = capsys.readouterr().out.splitlines()
-    assert said[0].split() == ["tiny", "planned", "24", "done", "22", "diverged", "1", "failed", "0", "missing", "1"]
+    assert said[0].split() == [
+        "tiny",
+        "tiny",
+        "planned",
+        "24",
+        "done",
+        "22",
+        "diverged",
+        "1",
+        "failed",
+        "0",
+        "missing",
+        "1",
+    ]
     assert said[1].strip() == f"changed by hand, not used: {cell.directory(tmp_path / 'runs').name}/lr0.01-s2"
 
 
@@ -233,6 +246,7 @@ SLIPS = {
     "try unknown kind": (["try", "model.norm.kind=rsmnorm"], 'Did you mean "rmsnorm"'),
     "try nothing new": (["try", "model.norm.kind=layernorm"], "differs from the baseline in no field"),
     "try the seed": (["try", "seed=3"], "no field"),
+    "nothing to run": (["list", "--kind=training", "--run"], "--run needs --kind=exact or --kind=accounting"),
     "configs": (["list", "--configs=no/such"], "--configs=no/such is not a folder"),
 }
 

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from ablations import committed, jobs, store
+from ablations import catalog, committed, jobs, store, summary
 from ablations.__main__ import main
 from ablations.cells import Member, cells
+from ablations.profiles import rank
 from tests.ablations.lab import WORSE, ablation, arm, fill, put, write_config
 from transformer.errors import UserError
 
@@ -110,7 +111,7 @@ def test_the_command_writes_the_same_bytes_each_time(trained, configs, capsys):
     assert "'tiny' at the full profile is committed; of it there are: tiny;" in capsys.readouterr().err
 
 
-def test_a_repetition_stands_beside_the_first_estimates(trained, configs):
+def test_a_repetition_stands_beside_the_first_estimates(trained, configs, capsys):
     """And changes neither the table of answers nor its picture."""
     kept(trained)
     command = ["report", f"--configs={configs}", f"--out={trained / 'pages'}"]
@@ -122,6 +123,9 @@ def test_a_repetition_stands_beside_the_first_estimates(trained, configs):
     committed.keep("tiny", "tiny@100", trained / "runs", trained / "results")
     assert main(command) == 0
     both = files(trained / "results")
+    capsys.readouterr()
+    assert main([command[0], "tiny", "--profile=tiny@100", *command[1:]]) == 0
+    assert capsys.readouterr().out.count("page: ") == 1  # the other is written, and not printed
     assert both[Path(committed.PICTURE)] == alone[Path(committed.PICTURE)]
     table, repeated = both[Path("README.md")].decode().split("\n## Repeated on other seeds\n")
     controls = "\n## Controls\n"
@@ -131,6 +135,52 @@ def test_a_repetition_stands_beside_the_first_estimates(trained, configs):
     assert "+0.1 [" in row[2] and "+0.2 [" in row[3]
     assert "supported, 8 seeds<br>learning rates other 0.01, base 0.01" in row[3]
     assert "[tiny](tiny/tiny/report.md) and [tiny@100](tiny/tiny@100/report.md)" in row[4]
+
+
+def test_a_repetition_that_blew_up_is_not_left_out(trained, configs):
+    kept(trained)
+    for name in ("base", "other"):
+        cell = next(cell for cell in cells("tiny", MADE, "tiny@100") if cell.arm == name)
+        lost = name == "other"
+        fill(trained / "runs", cell, lambda m, lost=lost: loss(m, 0.0) if m.is_tuning or not lost else None)
+    committed.keep("tiny", "tiny@100", trained / "runs", trained / "results")
+    assert main(["report", f"--configs={configs}", f"--out={trained / 'pages'}"]) == 0
+    repeated = (trained / "results" / "README.md").read_text().split("\n## Repeated on other seeds\n")[1]
+    row = next(line for line in repeated.splitlines() if "tiny: other − base" in line).split("|")
+    assert "+0.1 [" in row[2] and "the difference is as claimed<br>supported, 8 seeds" in row[3]
+
+
+@pytest.mark.parametrize(("trained_as", "this_machine"), [("sequential", "population"), ("population", "sequential")])
+def test_answers_are_read_as_they_were_trained_whatever_this_machine_would_do(
+    tmp_path, configs, trained_as, this_machine
+):
+    write_config(configs, MADE)
+    with catalog.executed(trained_as):
+        for cell in cells("tiny", catalog.load("tiny"), "tiny"):
+            fill(tmp_path / "runs", cell, lambda m, o=0.1 * (not cell.is_baseline): loss(m, o))
+        committed.keep("tiny", "tiny", tmp_path / "runs", tmp_path / "results")
+        expected = committed.data("tiny", "tiny", tmp_path / "results")
+    with catalog.executed(this_machine):
+        assert committed.data("tiny", "tiny", tmp_path / "results") == expected
+    assert expected["decisions"][0]["verdict"] == "supported"
+
+
+def test_records_that_no_arm_claims_are_not_reported_as_missing(trained, configs):
+    """Else a changed config would overwrite an answer with "not run"."""
+    kept(trained)
+    write_config(configs, dataclasses.replace(MADE, base={"optimizer.beta1": 0.5}))
+    with pytest.raises(UserError, match="belong to no arm that tiny has at the tiny profile; undo the change"):
+        committed.data("tiny", "tiny", trained / "results")
+
+
+def test_a_larger_profile_that_measured_nothing_hides_no_answer(trained, configs):
+    small = committed.data("tiny", "tiny", kept(trained).parents[2])
+    large = summary.summarize(summary.collect("tiny", "tiny", trained / "nowhere")) | {"profile": "full"}
+    assert rank("full") < rank("tiny")
+    (row,) = committed.answers([large, small])
+    assert (row["profile"], row["verdict"]) == ("tiny", "supported")
+    (row,) = committed.answers([large])
+    assert (row["profile"], row["verdict"]) == ("full", "inconclusive")
 
 
 def test_what_is_committed_here_is_what_the_command_writes(tmp_path, monkeypatch):

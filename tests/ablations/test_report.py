@@ -198,7 +198,7 @@ def test_a_stranger_learns_what_was_asked_held_fixed_and_how_sure_we_are(small):
         "Does it matter whether layer norm stands before the sublayer",
         "all arms have the same tokens and depth",
         "differ from the baseline only in model.norm.placement",
-        "chosen among 4 from 3e−4 to 1e−2 on 2 tuning seeds",
+        "chosen among 4 rates between 3e−4 and 1e−2 on 2 tuning seeds",
         "The best rate of post lies at the edge of its grid",
         "Holm's correction over 2 comparisons",
         "Differences smaller than 0.01 nats per token are treated as no difference",

@@ -165,6 +165,32 @@ def test_a_contrast_added_after_the_data_shows(lab, configs):
     assert decide(runs)["registered"] == "after its data"
 
 
+@pytest.mark.parametrize(
+    ("known", "said"),
+    [
+        (("another:claim:0123",), "unknown"),  # shared with another question, which alone its records name
+        (("another:claim:0123", "tiny:other_claim:0123"), "after its data"),
+        (("another:claim:0123", f"tiny:{WORSE.claim}:0123"), "edited after its data"),
+        ((), "after its data"),
+    ],
+)
+def test_runs_that_another_question_trained_accuse_nobody(lab, known, said):
+    runs = lab()
+    for member in arm(MADE).members({}):
+        put(runs, arm(MADE), member, loss(member), contrasts=known)
+    assert decide(runs)["registered"] == said
+
+
+def test_each_condition_answers_for_its_own_runs(tmp_path, configs):
+    made = dataclasses.replace(MADE, conditions={"early": Condition(), "late": Condition({"model.num_layers": 2})})
+    write_config(configs, made)
+    for condition, known in (("early", jobs.registered("tiny", made)), ("late", ())):
+        for name in ("base", "other"):
+            fill(tmp_path, arm(made, name, condition), loss, contrasts=known)
+    found = {decision["condition"]: decision["registered"] for decision in judged(tmp_path)["decisions"]}
+    assert found == {"early": "before its data", "late": "after its data"}
+
+
 def test_one_record_of_before_the_edit_is_enough(lab, configs):
     runs = lab()
     edited = dataclasses.replace(MADE, contrasts=(dataclasses.replace(WORSE, margin=0.02),))

@@ -87,9 +87,11 @@ def test_no_repetition_tests_on_the_seeds_of_more_pairs(tmp_path, configs):
     write_config(configs, MADE)
     (needed,) = pairs_needed(collected(tmp_path, sigma=0.01))
     assert set(needed.cell.twin_seeds) - set(needed.cell.test_seeds) <= set(MORE_PAIRS)
-    assert MADE.profile(f"tiny@{MORE_PAIRS.start - 1}")
-    with pytest.raises(ConfigError, match="Unknown profile"):
-        MADE.profile(f"tiny@{MORE_PAIRS.start}")
+    last = MORE_PAIRS.start - len(needed.cell.test_seeds)
+    assert MADE.profile(f"tiny@{last}")
+    for first, said in ((last + 1, f"choose a first seed from 4 to {last}"), (MORE_PAIRS.start, "Unknown profile")):
+        with pytest.raises(ConfigError, match=said):
+            MADE.profile(f"tiny@{first}")
 
 
 def test_pairs_at_another_rate_or_without_a_partner_do_not_count(tmp_path, configs):
