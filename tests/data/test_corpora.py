@@ -85,6 +85,17 @@ def test_test_fraction_is_the_very_end(tmp_path):
     assert data.splits["test"].tolist() == list(range(100))
 
 
+def test_a_test_share_and_a_validation_file_do_not_mix(tmp_path):
+    """On disk the share lies before the file."""
+    (tmp_path / "train.txt").write_bytes(b"t" * 900 + b"e" * 100)
+    (tmp_path / "validation.txt").write_bytes(b"v" * 200)
+    held_out = {"validation_path": f"{tmp_path}/validation.txt", "test_fraction": 0.1}
+    for _ in range(2):  # made, then read from the cache
+        data = load_text(tmp_path, tmp_path / "train.txt", sequence_length=8, **held_out)
+        found = {split: set(bytes(tokens.astype(np.uint8))) for split, tokens in data.splits.items()}
+        assert list(found.items()) == [("train", {ord("t")}), ("validation", {ord("v")}), ("test", {ord("e")})]
+
+
 def test_cutting_never_tears_a_character(tmp_path):
     (tmp_path / "input.txt").write_text("äöü€" * 101, encoding="utf-8")
     data = load_text(tmp_path, tmp_path / "input.txt", sequence_length=4, vocabulary="characters")

@@ -42,6 +42,17 @@ def test_no_sentence_stands_on_two_sides(pairs_file):
     assert sides(whole.examples["train"])[1] & sides(whole.examples["test"])[1]
 
 
+def test_a_file_that_is_held_out_leaks_no_better(pairs_file, tmp_path):
+    held = tmp_path / "held.tsv"
+    held.write_text("".join(f"another {a}\t{b}\n" for a, b in PAIRS[:10]), encoding="utf-8")
+    for name in ("validation_path", "test_path"):
+        read = content("pairs", path=pairs_file, **{name: str(held)})
+        targets = {b.lower().encode() for _, b in PAIRS[:10]}
+        assert not targets & {e.target.lower() for e in read.examples["train"]}
+        whole = content("pairs", path=pairs_file, distinct_targets=False, **{name: str(held)})
+        assert targets & {e.target.lower() for e in whole.examples["train"]}
+
+
 def test_the_split_depends_on_the_sentence_and_on_nothing_else(pairs_file, tmp_path):
     shuffled = tmp_path / "shuffled.tsv"
     lines = [f"{a.upper()} \t{b}" for a, b in PAIRS]
@@ -112,6 +123,18 @@ def test_labelled_files_without_a_validation_split_give_up_a_share(tmp_path):
     read = content("labelled", path=str(path), validation_fraction=0.3)
     assert len(read.examples["train"]) + len(read.examples["validation"]) == 100
     assert 15 < len(read.examples["validation"]) < 45
+
+
+@pytest.mark.parametrize("named", ["val", "test"])
+def test_what_no_file_is_named_for_is_a_share(tmp_path, named):
+    """And no row is lost."""
+    rows = {"train": [(f"text {i}", "ab"[i % 2]) for i in range(100)], named: [("other", "a")]}
+    path = archive_of_labels(tmp_path / "some.zip", **rows)
+    read = content("labelled", path=path, validation_fraction=0.2, test_fraction=0.2)
+    sizes = {split: len(part) for split, part in read.examples.items()}
+    given = {"val": "validation"}.get(named, named)
+    assert sizes.keys() == {"train", "validation", "test"} and sizes[given] == 1 and sum(sizes.values()) == 101
+    assert all(size > 5 for split, size in sizes.items() if split != given)
 
 
 def test_text_files_may_be_the_validation_split(tmp_path):

@@ -85,6 +85,29 @@ def test_dropping_and_cutting_are_choices_and_told(tmp_path, policy, rows, last)
     assert last in texts
 
 
+@pytest.mark.parametrize(
+    ("target", "source", "kept"),
+    [
+        (b"12345", b"abcdefgh", b"abcde|12345"),
+        (b"123456789abcdef", b"xyz", b"x|123456789"),
+        (b"1234", b"ab", b"ab|1234"),
+    ],
+)
+def test_of_a_pair_in_one_row_the_source_is_cut_first(tmp_path, target, source, kept):
+    """The whole target is kept while there is a place for the source."""
+    made = [Example(target, source), Example(b"1", b"a")]
+    rows = load(made, Layout(11, marks_prefix=True), tmp_path, too_long="cut").splits["train"]
+    text = [token for token in rows.tokens_BL[0].tolist() if token not in (EOS, PAD)]
+    assert bytes(ord("|") if token == SEP else token for token in text) == kept
+
+
+def test_a_pair_that_does_not_fit_its_row_is_refused_by_the_rows_length(tmp_path):
+    with pytest.raises(
+        DataError, match=r"Example 1 of train takes 9 tokens, but data\.sequence_length leaves room for"
+    ):
+        load([Example(b"12345", b"abcdefghi")], Layout(11, marks_prefix=True), tmp_path)
+
+
 def test_a_row_that_would_be_padding_throughout_is_refused(tmp_path):
     with pytest.raises(DataError, match="Example 2 of train has an empty target: its row would be padding"):
         load([PAIRS[0], Example(b"", b"x")], Layout(9), tmp_path)

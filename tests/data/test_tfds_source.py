@@ -9,6 +9,7 @@ import sys
 import tarfile
 import threading
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -128,6 +129,19 @@ def check_message(message, folder):
     assert "https://raw.githubusercontent.com/karpathy/char-rnn/" in message
     assert "data.source=stdlib" in message
     assert "\n" not in message
+
+
+def test_a_split_without_labels_is_left_out(monkeypatch):
+    """As the test split of GLUE's sets, whose rows all hold -1."""
+    rows = {"train": [(b"good", 1), (b"bad", 0)], "validation": [(b"fine", 1)], "test": [(b"what", -1), (b"else", -1)]}
+    monkeypatch.setattr(tfds_source, "_values", lambda builder, split, names: rows[split])
+    info = SimpleNamespace(full_name="glue/sst2/2.0.0", features={"label": None})
+    builder = SimpleNamespace(name="glue", info=info)
+    read = tfds_source._examples(builder, list(rows), "sentence", section(tfds_label="label"))
+    assert read.examples.keys() == {"train", "validation"} and "test has no labels and is left out" in read.description
+    rows["test"][0] = (b"what", 2)
+    with pytest.raises(DataError, match="test holds the label 2, which train does not"):
+        tfds_source._examples(builder, list(rows), "sentence", section(tfds_label="label"))
 
 
 def test_offline_fails_fast_and_says_what_to_do(tmp_path, monkeypatch):

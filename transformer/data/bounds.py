@@ -21,7 +21,7 @@ def unigram_entropy(tokens: np.ndarray) -> float:
     Args:
       tokens: unsigned integers [number of tokens].
     """
-    return entropy(_count(tokens))
+    return entropy(count(tokens))
 
 
 def bigram_entropy(tokens: np.ndarray, vocabulary_size: int) -> float:
@@ -33,7 +33,7 @@ def bigram_entropy(tokens: np.ndarray, vocabulary_size: int) -> float:
     Args:
       tokens: unsigned integers below `vocabulary_size`, [number of tokens].
     """
-    return entropy(_count_pairs(tokens, vocabulary_size)) - entropy(_count(tokens[:-1]))
+    return entropy(_count_pairs(tokens, vocabulary_size)) - entropy(count(tokens[:-1]))
 
 
 def conditional_entropy(targets: np.ndarray, before: np.ndarray, vocabulary_size: int) -> float:
@@ -47,7 +47,8 @@ def conditional_entropy(targets: np.ndarray, before: np.ndarray, vocabulary_size
     return entropy(joint) - entropy(np.bincount(before))
 
 
-def _count(tokens: np.ndarray) -> np.ndarray:
+def count(tokens: np.ndarray) -> np.ndarray:
+    """How often each token occurs, [largest token + 1]; a part at a time, however long the text."""
     counts = np.zeros(0, np.int64)
     for start in range(0, len(tokens), _CHUNK):
         chunk = np.bincount(tokens[start : start + _CHUNK], minlength=len(counts))

@@ -34,7 +34,7 @@ from transformer.errors import DataError
 from transformer.platform import cache_root
 from transformer.schema import Data
 
-_FORMAT = 1  # raise it whenever the same corpus would give other tokens or another layout on disk
+_FORMAT = 2  # raise it whenever the same corpus would give other tokens or another layout on disk
 _UNSPECIFIED = Layout(0)  # of tokens just read; `load` puts in the real one
 _HASHED_ON_LOAD = 1 << 28  # bytes; up to here (well under a second) every byte of a cached corpus is checked
 
@@ -75,8 +75,8 @@ class Text(Dataset):
 
     @functools.cached_property
     def tokens_per_byte(self) -> float:
-        train = np.asarray(self.splits["train"])
-        return len(train) / max(1, int(self.vocabulary.bytes_per_token[train].sum()))
+        counts = bounds.count(self.splits["train"])
+        return int(counts.sum()) / max(1, int(counts @ self.vocabulary.bytes_per_token[: len(counts)].astype(np.int64)))
 
 
 def load(section: Data, cache_dir: str | os.PathLike | None = None, layout: Layout | None = None) -> Dataset:
@@ -181,18 +181,22 @@ def _write_tokens(file: BinaryIO, documents: Mapping[str, list[bytes]], vocabula
 
 
 def _cut(lengths: Mapping[str, int], cut: Mapping[str, float]) -> dict[str, int]:
-    """Split lengths after giving the end of the training stream to the splits in `cut`."""
+    """Split lengths, in the order in which they lie on disk, after giving the end of the training stream to the splits
+    in `cut`."""
     result, total, share = dict(lengths), lengths["train"], 0.0
     for split in ("test", "validation"):
         if cut.get(split):
             share += cut[split]
             start = int(total * (1 - share))
             result["train"], result[split] = start, result["train"] - start
-    return {split: result[split] for split in SPLITS if split in result}
+    inside = ["train", *(split for split in SPLITS if cut.get(split))]
+    return {split: result[split] for split in (*inside, *(s for s in lengths if s not in inside))}
 
 
 def _fingerprint(tokens: np.ndarray, lengths: Mapping[str, int], vocabulary: Vocabulary) -> str:
-    header = json.dumps([vocabulary.to_dict(), lengths], sort_keys=True)
+    order = list(lengths)
+    unusual = [order] if order != [split for split in SPLITS if split in lengths] else []
+    header = json.dumps([vocabulary.to_dict(), lengths, *unusual], sort_keys=True)
     digest = hashlib.sha256(header.encode())
     digest.update(tokens.data)
     return digest.hexdigest()[:12]
@@ -211,7 +215,8 @@ def _dataset(
     for split, length in lengths.items():
         splits[split] = tokens[start : start + length]
         start += length
-    return Text(splits, vocabulary, fingerprint, name, description, _UNSPECIFIED)
+    ordered = {split: splits[split] for split in SPLITS if split in splits}
+    return Text(ordered, vocabulary, fingerprint, name, description, _UNSPECIFIED)
 
 
 # --- The cache: <key>/{tokens.bin, meta.json}, complete or absent --------------------------------------

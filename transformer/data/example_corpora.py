@@ -178,10 +178,10 @@ def pairs(section: Data) -> Corpus:
 
     def read() -> Content:
         parts = split_examples(section, read_pairs(section.path, section.swap), _source)
-        removed = without_leaks(parts) if section.distinct_targets else 0
         for split, pattern in (("validation", section.validation_path), ("test", section.test_path)):
             if pattern:
                 parts[split] = read_pairs(pattern, section.swap)
+        removed = without_leaks(parts) if section.distinct_targets else 0
         return _content(f"{section.path}, pairs", parts, removed)
 
     return _corpus(section, read)
@@ -253,9 +253,9 @@ def labelled(section: Data) -> Corpus:
             return list(dict.fromkeys(Example(text, None, number[label]) for text, label in rows))
 
         parts = {split: examples(rows, split) for split, rows in named.items() if rows}
-        if "validation" not in parts:
-            cut = split_examples(section, parts["train"], lambda example: example.target)
-            parts = {**cut, **({"test": parts["test"]} if "test" in parts else {})}
+        validation = 0.0 if "validation" in parts else section.validation_fraction
+        test = 0.0 if "test" in parts else section.test_fraction
+        parts |= divide(parts["train"], lambda example: example.target, validation, test)
         return _content(f"{section.path}, {len(labels)} labels", parts, labels=labels)
 
     return _corpus(section, read)

@@ -23,8 +23,10 @@ from transformer.errors import DataError
 from transformer.registry import Registry
 from transformer.schema import Data
 
-_FORMAT = 1  # raise it whenever the same corpus would give other rows
+_FORMAT = 2  # raise it whenever the same corpus would give other rows
 TOO_LONG = Registry("data.too_long")
+TARGET_FIELD, SOURCE_FIELD = "data.sequence_length", "data.source_length"
+Room = tuple[int, str]  # how many tokens a text may have, and the field that says so
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,27 +97,28 @@ def targets_and_contexts(rows: Batch, layout: Layout) -> tuple[np.ndarray, np.nd
 
 
 @TOO_LONG.register("error")
-def refuse(texts: Sequence[np.ndarray], room: Sequence[int], where: str) -> None:
+def refuse(texts: Sequence[np.ndarray], room: Sequence[Room], where: str) -> None:
     """Stops with a sentence that names the example."""
-    for text, limit, name in zip(texts, room, ("data.sequence_length", "data.source_length"), strict=False):
+    for text, (limit, field) in zip(texts, room, strict=True):
         if len(text) > limit:
             raise DataError(
-                f"{where} takes {len(text)} tokens, but {name} leaves room for {limit}; raise it, or say "
+                f"{where} takes {len(text)} tokens, but {field} leaves room for {limit}; raise it, or say "
                 "data.too_long=drop to leave such examples out, or data.too_long=cut to shorten them."
             )
 
 
 @TOO_LONG.register("drop")
-def drop(texts: Sequence[np.ndarray], room: Sequence[int], where: str) -> None:
+def drop(texts: Sequence[np.ndarray], room: Sequence[Room], where: str) -> None:
     """Leaves the example out; the log says how many."""
     del texts, room, where
 
 
 @TOO_LONG.register("cut")
-def cut(texts: Sequence[np.ndarray], room: Sequence[int], where: str) -> list[np.ndarray]:
-    """Keeps as much of the beginning as fits; the log says how many were cut."""
+def cut(texts: Sequence[np.ndarray], room: Sequence[Room], where: str) -> list[np.ndarray]:
+    """Keeps as much of the beginning as fits; the log says how many were cut. Where a source shares its row with a
+    target, the source is shortened first."""
     del where
-    return [text[:limit] for text, limit in zip(texts, room, strict=True)]
+    return [text[:limit] for text, (limit, _) in zip(texts, room, strict=True)]
 
 
 # --- From examples to rows -------------------------------------------------------------------------------
@@ -168,14 +171,15 @@ class _Builder:
         length = layout.length + layout.overlap
         lead = [special(layout.lead)] if layout.lead else []
         if separate:
-            room = [length - 1, layout.source_length - 1]
+            room = [(length - 1, TARGET_FIELD), (layout.source_length - 1, SOURCE_FIELD)]
         elif example.source is None:
             lead = lead or ([] if layout.labels else [special("bos")])
-            room = [length - len(lead) - (not layout.labels)]
+            room = [(length - len(lead) - (not layout.labels), TARGET_FIELD)]
         else:
             spare = length - len(lead) - 2
-            room = [spare - len(encoded[1]), spare - min(len(encoded[0]), spare)]
-        if any(len(text) > limit for text, limit in zip(encoded, room, strict=True)):
+            target = min(len(encoded[0]), spare - 1)  # a place is left for the source
+            room = [(spare - 1, TARGET_FIELD), (spare - target, TARGET_FIELD)]
+        if any(len(text) > limit for text, (limit, _) in zip(encoded, room, strict=True)):
             self.long += 1
             kept = self.too_long.build(encoded, room, where)
             if kept is None or not all(map(len, kept)):

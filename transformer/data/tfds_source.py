@@ -30,6 +30,7 @@ from transformer.schema import Data
 
 VALIDATION_FRACTION = 0.1  # of the training tokens, where a set has no validation split
 PROBE_SECONDS = 6.0  # how long a server may take to answer at all
+NO_LABEL = -1  # what TFDS gives rows whose class is not published
 _RECORDS_AT_ONCE = 4096
 _OPEN_FILES = 20_000  # TFDS spills a split of more than 1 GB into about a thousand files at once
 _REMEDY = "use data.source=stdlib, which needs no network"
@@ -106,6 +107,8 @@ def _examples(builder: Any, splits: list[str], feature: str, section: Data) -> C
             f"{', '.join(builder.info.features)}.{did_you_mean(label, builder.info.features)}"
         )
     rows = {split: _values(builder, split, [name for name in (feature, source, label) if name]) for split in splits}
+    unlabelled = [s for s in splits if label and s != "train" and all(row[-1] == NO_LABEL for row in rows[s])]
+    splits = [split for split in splits if split not in unlabelled]
     names = tuple(sorted({row[-1] for row in rows["train"]})) if label else ()
     number = {name: i for i, name in enumerate(names)}
 
@@ -120,6 +123,7 @@ def _examples(builder: Any, splits: list[str], feature: str, section: Data) -> C
     parts = {split: examples(split) for split in splits}
     counts = ", ".join(f"{split} {len(part)}" for split, part in parts.items())
     description = f"TFDS {builder.info.full_name}, {' <- '.join(filter(None, (feature, source, label)))}: {counts}"
+    description += "".join(f"; {split} has no labels and is left out" for split in unlabelled)
     if "validation" not in parts:
         parts.update(divide(parts["train"], lambda e: e.source or e.target, VALIDATION_FRACTION))
         description += f"; no validation split, so about {VALIDATION_FRACTION:.0%} of train serve as one"
