@@ -57,6 +57,18 @@ WRONG_TYPE = [
     ({"model.residual.ffn.branch_gain": True}, "model.residual.ffn.branch_gain=True", "takes float or str"),
 ]
 IMPOSSIBLE = [
+    *(
+        (
+            {**kind, "data.packing": "segments"},
+            "data.packing=segments does not go with it",
+            "whole rows" if rest else "",
+        )
+        for kind, rest in (
+            ({"model.family": "prefix_decoder"}, False),
+            ({"model.family": "encoder_decoder"}, True),
+            ({"model.family": "encoder", "objective.kind": "next_sentence", "model.head.kind": "classify"}, True),
+        )
+    ),
     ({"model.residual.ffn.branch_gain": "learnd_zero"}, "model.residual.ffn.branch_gain='learnd_zero'", "learned_zero"),
     ({"model.residual.attention.skip_gain": "learned_zero"}, "model.residual.attention.skip_gain='learned_zero'"),
     ({"model.d_model": 30, "model.attention.num_heads": 4}, "model.d_model=30", "num_heads=4", "change one"),

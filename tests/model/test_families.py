@@ -59,6 +59,15 @@ def test_cross_attention_sees_the_whole_source(kind):
     np.testing.assert_array_equal(support(overrides, "encoder.embedding", SOURCE), OF_THE_SOURCE[kind])
 
 
+@pytest.mark.parametrize("changes", [{"model.attention.backend": "fused"}, {"model.attention.memory": "persistent"}])
+def test_a_pooled_source_takes_from_attention_what_it_can_use(changes):
+    """It has no scores: no kernel that knows softmax only, no keys and values of its own."""
+    config = tiny({**ENCODER_DECODER, "model.cross_attention": "pooled", **changes})
+    assert np.isfinite(build(config)(tokens(), source_BS=tokens(length=SOURCE))).all()
+    assert not [name for name in declared(config) if "cross_attention" in name and "memory" in name]
+    assert [name for name in declared(config) if "memory" in name] or "model.attention.memory" not in changes
+
+
 def test_a_pooled_source_has_no_order():
     """Every state of the encoder counts alike, which full cross-attention does not grant."""
     spread = {}

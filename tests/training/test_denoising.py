@@ -112,6 +112,25 @@ def test_half_the_pairs_follow_each_other():
         assert batch.tokens_BL[b, half + 2 :].tolist() == seconds[b ^ label].tolist()
 
 
+def test_a_model_with_token_types_is_told_the_passages():
+    """Both rows of its table are learned; without types nothing is told."""
+    for types in (0, 2):
+        config = tiny({**overrides("next_sentence"), "model.embedding.token_types": types})
+        objective = OBJECTIVES.build("next_sentence", config, Bytes().with_specials(layout_of(config).specials))
+        batch, told = objective.prepare(text(objective), jax.random.key(0)), []
+
+        def model(tokens_BT, told=told, **named):
+            told.append(named.get("token_types_BT"))
+            return jnp.zeros((ROWS, 2))
+
+        objective.losses(model, batch, None, train=False)
+        if types == 0:
+            assert told == [None]
+        else:
+            first = batch.tokens_BL == objective.known_vocabulary.special("sep")
+            np.testing.assert_array_equal(told[0], np.cumsum(first, axis=1) - first)
+
+
 def test_the_size_of_an_evaluation_batch_changes_no_pair():
     """Four and two rows give what six give."""
     objective = made("next_sentence")

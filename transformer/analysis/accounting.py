@@ -156,7 +156,7 @@ def _bytes(program: Program) -> Table:
     config, state = program.config, program.abstract_state
     rows = {
         "weights": memory.state_bytes(state.params),
-        "gradients": memory.state_bytes(state.params),
+        "gradients": memory.state_bytes(state.params) * (2 if config.train.accumulate > 1 else 1),  # and their sum
         "optimizer": memory.state_bytes(state.optimizer),
         "kept for the backward pass": memory.saved_bytes(program),
     }

@@ -78,7 +78,9 @@ def full(model: Model) -> CrossAttention:
 def pooled(model: Model) -> CrossAttention:
     """Every target token reads the mean over the source tokens: a control that knows what, but not where."""
     unscored: dict[str, Any] = {"weights": "uniform", "scale": "inv_sqrt", "qk_norm": "none", "tie": "none"}
-    unscored |= {"soft_cap": 0.0, "sinks": "none"}
+    unscored |= {"soft_cap": 0.0, "sinks": "none", "memory": "none"}
+    if model.attention.backend == "fused":  # which knows softmax only
+        unscored["backend"] = "reference"
     return CrossAttention(dataclasses.replace(model, attention=dataclasses.replace(model.attention, **unscored)))
 
 

@@ -115,6 +115,8 @@ def _pair_problem(config: Config) -> str | None:
             return f"exchanges passages between two neighbouring rows, so {name}={rows} must be even."
     if config.data.sequence_length < 4:
         return f"data.sequence_length={config.data.sequence_length} leaves no room for two passages; use 4 or more."
+    if config.data.packing != "none":
+        return f"exchanges passages of whole rows, so data.packing={config.data.packing} does not go with it; use none."
     if config.model.head.kind == "classify" and config.model.head.num_labels != 2:
         return f"has 2 classes, but model.head.num_labels={config.model.head.num_labels}; set it to 2."
     return needs(config, families=("encoder",), heads=("classify",))
@@ -125,7 +127,8 @@ class NextSentence(Objective):
     """Does the second passage follow the first (label 0), or is it another row's (label 1)? Half the rows each.
 
     A passage is half a window of text. Rows read [cls] first [sep] second. Of rows 0 and 1, 2 and 3, ... one, drawn by
-    lot, is given the second passage of the other, so the size of an evaluation batch changes nothing.
+    lot, is given the second passage of the other, so the size of an evaluation batch changes nothing. A model with
+    token types (model.embedding.token_types) is told which passage a token belongs to.
     """
 
     specials = ("cls", "sep")
@@ -160,7 +163,12 @@ class NextSentence(Objective):
         return {"label": math.log(2)}
 
     def losses(self, model: Any, batch: Batch, key: jax.Array | None, train: bool) -> TokenLosses:
-        logits_BC = model(batch.tokens_BL, **apart(batch.segments_BL), dropout_key=key, train=train)
+        told = {}
+        if self.config.model.embedding.token_types > 1:
+            length = batch.tokens_BL.shape[1]
+            second_1T = jnp.arange(length)[None] >= 2 + (length - 2) // 2  # behind [cls] first [sep]
+            told["token_types_BT"] = jnp.broadcast_to(second_1T, batch.tokens_BL.shape).astype(jnp.int32)
+        logits_BC = model(batch.tokens_BL, **told, **apart(batch.segments_BL), dropout_key=key, train=train)
         return self.score(logits_BC[:, None], present(batch.labels, "labels")[:, None], row_weights(batch))
 
 
@@ -181,6 +189,8 @@ def _span_problem(config: Config) -> str | None:
         return f"objective.mean_span_length={objective.mean_span_length} must be at least 1."
     if config.data.sequence_length < 2:
         return f"data.sequence_length={config.data.sequence_length} leaves nothing beside the noise; use 2 or more."
+    if config.data.packing != "none":
+        return f"drops spans of whole rows, so data.packing={config.data.packing} does not go with it; use none."
     return needs(config, families=("encoder_decoder",), heads=("lm",))
 
 

@@ -380,7 +380,14 @@ class Tag(Objective):
         return self.score(logits_BTC, present(batch.labels, "labels"), batch.target_weights())
 
 
-@OBJECTIVES.register("auto", check=chunks_fit)
+def _resolved_fits(config: Config) -> str | None:
+    name = objective_name(config)
+    check = OBJECTIVES[name].check
+    problem = None if check is None else check(config)
+    return chunks_fit(config) if problem is None else f"stands for {name} here, which {problem}"
+
+
+@OBJECTIVES.register("auto", check=_resolved_fits)
 def objective_of_family(config: Config, vocabulary: Vocabulary | None = None) -> Objective:
     """The objective head, family and data were made for: classify and tag by the head; else clm for a decoder, mlm for
     an encoder, prefix for a prefix decoder, and for an encoder-decoder seq2seq on pairs and span on text."""
