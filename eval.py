@@ -43,7 +43,7 @@ def main() -> int:
     entries = [REGISTRY[name] for name in CHECKS.value]
     run = load(WORKDIR.value, CHECKPOINT.value)
     overrides = command_line.assignments(DECODE.value, prefix="decode.")
-    run = dataclasses.replace(run, config=replace(run.config, overrides))
+    run = dataclasses.replace(run, config=replace(run.config, overrides, yielding="decode"))
     subject = open_subject(run, SPLIT.value)
     results = {}
     # Compiled evaluation has its precision; checks that call the model themselves take it from here.

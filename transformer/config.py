@@ -231,8 +231,11 @@ def _coerce(value: Any, info: FieldInfo) -> Any:
     raise ConfigError(f"{info.path}={value!r} has the wrong type: it takes {wanted} (default {info.default!r}).")
 
 
-def resolve(config: Any) -> Config:
+def resolve(config: Any, inherited: Collection[str] = ()) -> Config:
     """Validates a ConfigDict or nested dict once and returns the frozen `Config`.
+
+    Args:
+      inherited: fields that give way in silence where nothing reads them.
 
     Raises:
       ConfigError: an unknown field, kind or type, a parameter no chosen kind reads, an impossible combination.
@@ -244,7 +247,7 @@ def resolve(config: Any) -> Config:
             raise unknown_field(path)
         if value is not None or path not in stack_fields():  # an unset field of a stack
             values[path] = _coerce(value, known[path])
-    resolved = _build(Config, "", values)
+    resolved = _build(Config, "", values, inherited)
     _check(resolved)
     for stack in STACKS if resolved.model.family == "encoder_decoder" else ():
         stack_config(resolved, stack)
@@ -469,11 +472,16 @@ def to_dict(config: Config) -> dict[str, Any]:
     return nested
 
 
-def replace(config: Config, overrides: Mapping[str, Any]) -> Config:
-    """A new Config with dotted fields changed, validated again."""
-    base = default_config()
-    apply_overrides(base, to_flat(config))
-    return resolve(apply_overrides(base, overrides))
+def replace(config: Config, overrides: Mapping[str, Any], yielding: str = "") -> Config:
+    """A new Config with dotted fields changed, validated again.
+
+    Args:
+      yielding: a section whose present values give way in silence where nothing reads them after the change.
+    """
+    base, flat = default_config(), to_flat(config)
+    apply_overrides(base, flat)
+    inherited = {path for path in flat if yielding and path.startswith(f"{yielding}.")} - overrides.keys()
+    return resolve(apply_overrides(base, overrides), inherited)
 
 
 def is_view(path: str) -> bool:

@@ -11,17 +11,20 @@ import pytest
 from rich.console import Console
 
 from tests.tiny import LENGTH, tiny
+from transformer.config import replace
 from transformer.data.batch import Layout
 from transformer.data.dataset import Text
 from transformer.data.vocabularies import Bytes
 from transformer.errors import ConfigError, UserError
+from transformer.inference import samples
 from transformer.inference.checks import CHECKS, Subject
 from transformer.inference.generate import generate
 from transformer.inference.sampling import Beam
 from transformer.inference.show import show
 from transformer.model.cache import SinkWindow
+from transformer.training.evaluation import Sums
 from transformer.training.run import LoadedRun
-from transformer.training.step import Program
+from transformer.training.step import EvalSums, Program
 
 
 def subject(overrides: dict | None = None) -> Subject:
@@ -59,6 +62,33 @@ def test_positions_cover_the_window():
     measured = CHECKS.build("position", subject())
     assert list(measured) == [f"{i}-{i}" for i in range(LENGTH)]
     assert all(value > 0 for value in measured.values())
+
+
+def test_positions_without_targets_are_no_perfect_loss():
+    one, zeros = subject(), np.zeros(16)
+    weight_T = np.repeat([0.0, 1.0, 3.0], [9, 1, 6])
+    sums = EvalSums(*[zeros] * 8)._replace(nll_T=weight_T * np.arange(16), weight_T=weight_T)
+    one.__dict__["sums"] = Sums(1, sums)
+    expected = {"8-9": 9.0, "10-11": 10.5, "12-13": 12.5, "14-15": 14.5}
+    assert CHECKS.build("position", one) == expected
+
+
+@pytest.mark.parametrize("kind", ["clm", "prefix"])
+def test_a_prefix_is_read_as_it_was_in_training(kind, monkeypatch):
+    """A prefix decoder may be trained as a causal one."""
+    told = []
+    monkeypatch.setattr(samples, "_continued", lambda *arguments, prefix, **named: told.append(prefix) or {})
+    CHECKS.build("generate", subject({"model.family": "prefix_decoder", "objective.kind": kind}))
+    assert told == [kind == "prefix"]
+
+
+def test_another_way_to_decode_needs_no_word_about_the_parameters_of_the_first():
+    beams = tiny({"decode.sampler": "beam", "decode.beams": 8})
+    assert replace(beams, {"decode.sampler": "greedy"}, yielding="decode").decode.sampler == "greedy"
+    with pytest.raises(ConfigError, match=r"decode\.beams=8 has no effect"):
+        replace(beams, {"decode.sampler": "greedy"})
+    with pytest.raises(ConfigError, match=r"decode\.beams=3 has no effect"):
+        replace(beams, {"decode.sampler": "greedy", "decode.beams": 3}, yielding="decode")
 
 
 def test_the_prompt_is_continued():

@@ -89,6 +89,16 @@ def test_padding_changes_nothing(model):
     np.testing.assert_array_equal(out[:, :6], fill(model, TEXT, FREE, MASK, MaskPredict(3)))
 
 
+@pytest.mark.parametrize("position", ["learned", "sinusoidal", "rope"])
+def test_documents_of_one_row_are_filled_as_if_alone(position):
+    """Positions begin anew in each, as they do in training."""
+    model = build(wild({"model.attention.mask": "none", "model.position.kind": position}))
+    packed, free = TEXT.reshape(1, -1), FREE.reshape(1, -1)
+    alone = [fill(model, TEXT[i : i + 1], FREE[i : i + 1], MASK, MaskPredict(1)) for i in range(2)]
+    once = fill(model, packed, free, MASK, MaskPredict(1), segments_BT=np.repeat([[1, 2]], 6, axis=1))
+    np.testing.assert_array_equal(once, np.concatenate(alone, axis=1))
+
+
 REFUSED = {
     "shapes": ((TEXT, FREE[:1], MASK), {}, r"shape \(2, 6\) and free places \(1, 6\)"),
     "nothing free": ((TEXT, FREE & [[True], [False]], MASK), {}, "Row 1 has no free place"),

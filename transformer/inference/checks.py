@@ -13,7 +13,7 @@ import numpy as np
 from transformer.data.batching import Dataset
 from transformer.errors import DataError
 from transformer.registry import Registry
-from transformer.training.evaluation import evaluate
+from transformer.training.evaluation import Sums, add_up
 from transformer.training.run import LoadedRun, load_dataset
 
 CHECKS = Registry("--checks")
@@ -31,8 +31,13 @@ class Subject:
     def evaluation(self) -> dict[str, Any]:
         """Losses over the whole split, computed once for all checks, with the seconds it took."""
         started = time.perf_counter()
-        result = evaluate(self.run.program, self.run.state, self.dataset, self.split)
+        (result,) = self.sums.means()
         return {**result, "seconds": time.perf_counter() - started}
+
+    @functools.cached_property
+    def sums(self) -> Sums:
+        """What the means are made of."""
+        return add_up(self.run.program, self.run.state, self.dataset, self.split)
 
 
 def open_subject(run: LoadedRun, split: str) -> Subject:
@@ -72,10 +77,15 @@ def check_loss(subject: Subject) -> dict[str, Any]:
 
 @CHECKS.register("position")
 def check_position(subject: Subject) -> dict[str, Any]:
-    """Loss by position in the window, averaged over eight equal stretches (or fewer, for short windows)."""
-    by_position = np.asarray(subject.evaluation["loss_by_position"])
-    parts = np.array_split(np.arange(len(by_position)), min(8, len(by_position)))
-    return {f"{part[0]}-{part[-1]}": float(by_position[part].mean()) for part in parts}
+    """Loss by position in the window, the mean over the targets of each of eight equal stretches (or fewer, for short
+    windows); a stretch without targets is left out."""
+    nll_T, weight_T = subject.sums.totals.nll_T, subject.sums.totals.weight_T
+    parts = np.array_split(np.arange(len(nll_T)), min(8, len(nll_T)))
+    return {
+        f"{part[0]}-{part[-1]}": float(nll_T[part].sum() / weight_T[part].sum())
+        for part in parts
+        if weight_T[part].sum() > 0
+    }
 
 
 from transformer.inference import samples, shots, translate  # noqa: E402, F401

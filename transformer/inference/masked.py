@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from transformer.data.batch import positions_in_segments
 from transformer.errors import UserError
 from transformer.registry import Registry
 from transformer.schema import Config, Decode, field
@@ -150,9 +151,10 @@ def _fill(
     key: jax.Array,
 ) -> jax.Array:
     model = nnx.merge(structure, weights)
+    apart = {} if segments_BT is None else {"positions_BT": positions_in_segments(segments_BT)}  # as in training
 
     def predict(tokens_BT: jax.Array, masked_BT: jax.Array) -> jax.Array:
-        logits_BTV = model(jnp.where(masked_BT, mask_token, tokens_BT), segments_BT=segments_BT)
+        logits_BTV = model(jnp.where(masked_BT, mask_token, tokens_BT), segments_BT=segments_BT, **apart)
         answers_V = jnp.arange(logits_BTV.shape[-1]) != mask_token
         return jax.nn.log_softmax(jnp.where(answers_V, logits_BTV, -jnp.inf))
 

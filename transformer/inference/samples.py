@@ -140,7 +140,7 @@ def _stops(subject: Subject) -> tuple[int, ...]:
 def _write_on(subject: Subject) -> dict[str, Any]:
     """A decoder continues `decode.prompt` or the beginning of a text, and answers rows of examples or of a task."""
     run, decode, known = subject.run, subject.run.config.decode, _known(subject)
-    is_text, prefix = isinstance(subject.dataset, Text), run.model.looks_ahead
+    is_text, prefix = isinstance(subject.dataset, Text), run.program.layout.marks_prefix  # as it was trained
     if decode.prompt:
         prompt = run.vocabulary.parse(decode.prompt)
         _check_fits(len(prompt), known, answer=min(1, decode.max_new_tokens))
