@@ -83,7 +83,7 @@ class Parts:
         seconds = 0.0
         for times, run in self.parts[name]:
             run()
-            seconds += times * min(timed(run)[0] for _ in range(repeats))
+            seconds += times * statistics.median(timed(run)[0] for _ in range(repeats))
         return seconds
 
     def steps(self, count: int) -> Any:
@@ -182,11 +182,11 @@ class OurParts(Parts, Ours):
         import jax.numpy as jnp
 
         optimizer, hyper, grads = self.program.optimizer, self.hyper, jax.tree.map(jnp.ones_like, self.state.params)
-        step = jax.jit(lambda p, s: optimizer.update(grads, s, p, jnp.int32(1), hyper)[:2], donate_argnums=(0, 1))
+        step = jax.jit(lambda p, s, g: optimizer.update(g, s, p, jnp.int32(1), hyper)[:2], donate_argnums=(0, 1))
         held = [jax.tree.map(jnp.copy, (self.state.params, self.state.optimizer))]
 
         def run() -> None:
-            held[0] = jax.block_until_ready(step(*held[0]))
+            held[0] = jax.block_until_ready(step(*held[0], grads))
 
         return run
 

@@ -10,11 +10,11 @@ seed, Python 3.11). The entropy of single bytes is 3.11 and that of bytes after 
 that all parts train; configs/mlm.py is a model to use.
 
 The model is that of the paper, weight for weight (tests/golden compares it with Hugging Face's). The recipe differs:
-masked tokens only, without next-sentence prediction (objective.kind=next_sentence adds it); the paper's corpora are not
-here, so a named size keeps the 30,522 rows of its vocabulary but reads the bytes of the default corpus until
-data.source and data.vocabulary say otherwise; batches of 32 windows instead of 256 (train.batch_size,
-train.accumulate). The tiny one is warmed up for a tenth of its steps, as post-norm needs, and has no dropout, as little
-text is seen twice.
+masked tokens only, without next-sentence prediction, which is an objective of its own here
+(objective.kind=next_sentence with model.head.kind=classify); the paper's corpora are not here, so a named size keeps
+the 30,522 rows of its vocabulary but reads the bytes of the default corpus until data.source and data.vocabulary say
+otherwise; batches of 32 windows instead of 256 (train.batch_size, train.accumulate). The tiny
+one is warmed up for a tenth of its steps, as post-norm needs, and has no dropout, as little text is seen twice.
 """
 
 from transformer.analysis.presets import BERT_STYLE, TINY_RUN, sized

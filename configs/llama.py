@@ -9,8 +9,8 @@ reads 1.0M bytes of Python's own standard library: 5.4e12 FLOPs, minutes on two 
 byte (one seed, Python 3.11).
 
 The model is that of the papers, weight for weight (tests/golden compares it with Hugging Face's), except that
-the rope scaling of Llama 3.1 is missing. Learning rate, warm-up, schedule, betas, weight decay and
-clipping are those of Llama 2 (section 2.2); the corpus is not theirs, batches hold 32 windows instead of 4M tokens
+the rope scaling of Llama 3.1 is missing. Learning rate (half as high for 70B), warm-up, schedule, betas, weight decay
+and clipping are those of Llama 2 (section 2.2); the corpus is not theirs, batches hold 32 windows instead of 4M tokens
 (train.batch_size, train.accumulate), and a named size keeps the rows of its vocabulary but reads the bytes of the
 default corpus until data.source and data.vocabulary say otherwise.
 """
@@ -29,7 +29,6 @@ RECIPE = {
     "train.steps": 500_000,
     "train.eval_every": 1000,
     "train.checkpoint_every": 1000,
-    "optimizer.learning_rate": 3e-4,
     "optimizer.warmup_steps": 2000,
     "optimizer.schedule": "cosine",
     "optimizer.final_fraction": 0.1,
@@ -42,4 +41,5 @@ RECIPE = {
 
 
 def get_config(size="tiny"):
-    return sized(size, {"tiny": TINY}, SIZES, RECIPE)
+    rate = 1.5e-4 if size.endswith("70b") else 3e-4
+    return sized(size, {"tiny": TINY}, SIZES, {**RECIPE, "optimizer.learning_rate": rate})

@@ -35,14 +35,16 @@ TINY = {
     "optimizer.warmup_steps": 100,
     "optimizer.beta2": 0.98,
 }
+# Table 3; the rate is where equation 3 peaks, (512 * 4000) ** -0.5 and (1024 * 4000) ** -0.5.
+OF_SIZE = {
+    "transformer_base": {"model.dropout": 0.1, "train.steps": 100_000, "optimizer.learning_rate": 7e-4},
+    "transformer_big": {"model.dropout": 0.3, "train.steps": 300_000, "optimizer.learning_rate": 4.9e-4},
+}
 RECIPE = {
     **TASK,
-    "model.dropout": 0.1,
     "objective.label_smoothing": 0.1,
-    "train.steps": 100_000,
     "train.eval_every": 1000,
     "train.checkpoint_every": 1000,
-    "optimizer.learning_rate": 7e-4,
     "optimizer.warmup_steps": 4000,
     "optimizer.schedule": "inverse_sqrt",
     "optimizer.beta2": 0.98,
@@ -53,4 +55,4 @@ RECIPE = {
 
 
 def get_config(size="tiny"):
-    return sized(size, {"tiny": TINY}, SIZES, RECIPE)
+    return sized(size, {"tiny": TINY}, SIZES, {**RECIPE, **OF_SIZE.get(size, {})})
