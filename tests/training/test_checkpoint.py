@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import gc
 import json
 import os
 import random
@@ -674,6 +675,26 @@ def test_orbax_keeps_silent_and_others_may_log(tmp_path, caplog):
     noise = [entry.getMessage() for entry in caplog.records if "orbax" in entry.pathname]
     assert noise == []
     assert "a note of our own" in [entry.getMessage() for entry in caplog.records]
+
+
+ABANDONED = {  # as seen on a full disk: the second write of a save to fail, while opening its array and while filling it
+    "opening": 'Error opening "zarr3" driver: Error writing "w/zarr.json" [os_error_code=\'28\'] [tensorstore_spec=...]',
+    "filling": 'Error writing "w/c/0" in OCDBT database at local file "...": No space left [os_error_code=\'28\']',
+    "not a write": "lost",
+}
+
+
+@pytest.mark.parametrize("kind", ABANDONED)
+def test_an_abandoned_write_that_fails_is_not_logged(tmp_path, caplog, kind):
+    fill(tmp_path, (1,))
+    loop = asyncio.new_event_loop()
+    future = loop.create_future()
+    future.set_exception(ValueError(ABANDONED[kind]))
+    loop.close()
+    del future
+    gc.collect()
+    said = [entry.getMessage() for entry in caplog.records if entry.name == "asyncio"]
+    assert len(said) == (kind == "not a write"), said
 
 
 def test_only_late_writes_are_passed_over():

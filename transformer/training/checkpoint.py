@@ -356,9 +356,13 @@ def _orbax() -> Any:
 
 
 def _not_from_orbax(entry: logging.LogRecord) -> bool:
-    """Drops what Orbax logs, tracebacks included: what matters to the user is raised as well."""
+    """Drops what Orbax logs, and asyncio about its abandoned writes: what matters to the user is raised as well.
+
+    A write that fails after the first one of its save is known by its error, which names TensorStore's settings
+    while the array is opened, and the database of the checkpoint (OCDBT) afterwards.
+    """
     from_orbax = f"{os.sep}orbax{os.sep}checkpoint{os.sep}" in entry.pathname
-    return not (from_orbax or "tensorstore_spec" in entry.getMessage())
+    return not (from_orbax or any(mark in entry.getMessage() for mark in ("tensorstore_spec", "OCDBT database")))
 
 
 class _WithoutLateWrites:
