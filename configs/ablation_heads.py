@@ -3,14 +3,15 @@
     python -m ablations run heads --profile=quick
     python train.py --config=configs/ablation_heads.py:one
 
-The width stays: h heads are 64 / h wide, so parameters and products are the same in every arm. RoPE gives narrow heads
-fewer frequencies (heads 2 wide have one), which is tested along with their number; learned positions would not, but at
-quick scale a model with them does not get below the bigram bound, and no answer could be given. Where a language model
-is too small to tell, `pointers` asks for what one softmax is said not to do: name two items at once. With positions
-that act on scores alone the two items' values come mixed; with a position added to each value a single head can keep
-them apart, and so can a second layer. Of four items with four values a head can also tell the mixture, by weighing one
-more than the other, which `pointers_many` makes harder. It was added after that had been seen, and changed once: with
-thirty-two values and the usual initialisation four heads were right half of the time, so nobody could be judged by it.
+The width stays: h heads are d_model / h wide, so parameters and products are the same in every arm. RoPE gives narrow
+heads fewer frequencies (one for heads 2 wide, as 32 are at quick scale), which is tested along with their number;
+learned positions would not, but at quick scale a model with them does not get below the bigram bound, and no answer
+could be given. Where a language model is too small to tell, `pointers` asks for what one softmax is said not to do:
+name two items at once. With positions that act on scores alone the two items' values come mixed; with a position added
+to each value a single head can keep them apart, and so can a second layer. Of four items with four values a head can
+also tell the mixture, by weighing one more than the other, which `pointers_many` makes harder. It was added after that
+had been seen, and changed once: with thirty-two values and the usual initialisation four heads were right half of the
+time, so nobody could be judged by it.
 """
 
 from ablations.profiles import DEMO, SMOKE, standard
@@ -43,12 +44,13 @@ TWO_OVER_ONE = {
 ABLATION = Ablation(
     question="How many heads does attention need?",
     arms={
-        "four": Arm({"model.attention.num_heads": 4}, note="four heads, 16 wide"),
-        "one": Arm({"model.attention.num_heads": 1}, note="one head, 64 wide"),
-        "two": Arm({"model.attention.num_heads": 2}, note="two heads, 32 wide"),
-        "eight": Arm({"model.attention.num_heads": 8}, note="eight heads, 8 wide"),
+        "four": Arm({"model.attention.num_heads": 4}, note="four heads"),
+        "one": Arm({"model.attention.num_heads": 1}, note="one head, as wide as the stream"),
+        "two": Arm({"model.attention.num_heads": 2}, note="two heads, half as wide"),
+        "eight": Arm({"model.attention.num_heads": 8}, note="eight heads"),
         "thirty_two": Arm(
-            {"model.attention.num_heads": 32}, note="thirty-two heads, 2 wide, with a single RoPE frequency each"
+            {"model.attention.num_heads": 32},
+            note="thirty-two heads, which RoPE leaves few frequencies: one each where the stream is 64 wide",
         ),
     },
     conditions={

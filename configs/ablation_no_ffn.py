@@ -11,7 +11,7 @@ third, repeating what followed the same token before, needs attention alone. The
 than usual: with the usual ones a few runs in a hundred stay at chance, with the network and all.
 """
 
-from ablations.profiles import standard
+from ablations.profiles import FULL, standard
 from ablations.schema import Ablation, Arm, Condition, Contrast, arm_config
 
 NONE = {"model.ffn.kind": "none"}
@@ -146,7 +146,11 @@ ABLATION = Ablation(
             note="what is left is what no network has",
         ),
     ),
-    profiles=standard(smoke={"conditions": ("text", "xor_one_layer")}, demo={"conditions": ("xor_one_layer",)}),
+    profiles=standard(
+        smoke={"conditions": ("text", "xor_one_layer")},
+        demo={"conditions": ("xor_one_layer",)},
+        full={"overrides": {**FULL, "model.d_model": 64}},  # the width at which `wider` and `persistent` spend as much
+    ),
     matched=("tokens",),
 )
 

@@ -67,7 +67,7 @@ class Attention(Section):
     sinks: str = choice("none", "transformer.model.attention_weights:SINKS", "where weight goes beside the keys")
     memory: str = choice("none", "transformer.model.attention_memory:MEMORIES", "rows beside those of the tokens")
     mask: str = choice("auto", "transformer.model.masks:MASKS", "which keys a query may see")
-    window: int = field(0, "keys a query sees, counting back from itself; 0: all")
+    window: int = field(0, "a query sees keys fewer than this many positions away; 0: all")
     tie: str = choice("none", "transformer.model.attention_parts:TIES", "which projections share one matrix")
     value_projection: str = choice("full", "transformer.model.attention_parts:VALUE_PROJECTIONS", "map to the values")
     gate: str = choice("none", "transformer.model.attention_parts:GATES", "factor on what the heads read")

@@ -126,6 +126,18 @@ def test_only_the_first_error_is_told_and_notes_stop_nothing():
     assert str(notes[0]) == "note: tiny/a: one"
 
 
+@pytest.mark.parametrize("profile", ["quick", "full"])
+def test_what_replaces_the_feed_forward_network_costs_as_much(profile):
+    from ablations import catalog
+
+    ablation: Ablation = catalog.load("no_ffn")
+    text = [cell for cell in cells("no_ffn", ablation, profile) if cell.condition == "text"]
+    counts = parameter_counts(text)
+    sizes = {cell.arm: counts[cell.label] for cell in text}
+    for arm in ("deeper", "wider", "persistent", "linear"):
+        assert sizes[arm] == pytest.approx(sizes["gelu"], rel=0.02), sizes
+
+
 def test_the_configs_of_this_repository_are_clean():
     from ablations import catalog
 

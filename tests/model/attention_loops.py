@@ -45,7 +45,7 @@ def attend(params: dict[str, np.ndarray], config: Config, x: np.ndarray, causal:
             g = h // (H // G)
             value = v[b, :, g * U : (g + 1) * U]
             for t in range(T):
-                seen = [s for s in range(T if not causal else t + 1) if not a.window or t - s < a.window]
+                seen = [s for s in range(T if not causal else t + 1) if not a.window or abs(t - s) < a.window]
                 scores = np.zeros(len(seen))
                 scale = {"inv_sqrt": K**-0.5, "inv": 1 / K, "none": 1.0, "none_matched": 1.0, "learned": K**-0.5}[
                     a.scale

@@ -153,14 +153,14 @@ def test_scales():
     assert made == {"inv_sqrt": 0.25, "none": 1.0, "inv": 0.0625, "none_matched": 1.0}
 
 
-def test_kernels_are_two_dimensional():
+def test_kernels_are_two_dimensional_unless_there_are_several_side_by_side():
     layer = Attention(tiny({"model.attention.num_heads": 4, "model.attention.head_dim": 6}).model)
     assert layer.query.kernel.shape == layer.key.kernel.shape == layer.value.kernel.shape == (D, 24)
     assert layer.output.kernel.shape == (24, D)
     shared = {"model.attention.num_heads": 4, "model.attention.num_kv_heads": 2, "model.attention.value_dim": 3}
     layer = Attention(tiny({**shared, "model.attention.output_projection": "block_diagonal"}).model)
     assert layer.query.kernel.shape == (D, 16) and layer.key.kernel.shape == (D, 8)
-    assert layer.value.kernel.shape == (D, 6) and layer.output.kernel.shape == (12, 4)
+    assert layer.value.kernel.shape == (D, 6) and layer.output.kernel.shape == (4, 3, 4)
 
 
 def check_finite_without_keys(overrides: dict) -> None:

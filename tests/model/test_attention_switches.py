@@ -92,6 +92,12 @@ def test_a_window_reaches_window_minus_one_back_per_layer():
         check_causal(influence({A + "window": 3}))
 
 
+def test_a_window_reaches_as_far_ahead_where_nothing_hides_what_follows():
+    reach = influence({A + "window": 3, A + "mask": "none", "model.num_layers": 1})
+    distance = np.arange(LENGTH)[:, None] - np.arange(LENGTH)[None]
+    np.testing.assert_array_equal(reach > 0, np.abs(distance) < 3)
+
+
 def test_a_window_as_long_as_the_input_is_no_window():
     same(tiny({A + "window": LENGTH}), tiny())
 
@@ -248,7 +254,7 @@ def test_a_block_diagonal_output_is_a_full_one_with_zeros_outside_its_blocks():
         kernel = np.asarray(narrow.attention.branch.output.kernel[...])
         dense = np.zeros((16, 16), np.float32)
         for h in range(2):
-            dense[8 * h : 8 * h + 8, 8 * h : 8 * h + 8] = kernel[8 * h : 8 * h + 8]
+            dense[8 * h : 8 * h + 8, 8 * h : 8 * h + 8] = kernel[h]
         wide.attention.branch.output.kernel[...] = jnp.asarray(dense)
     np.testing.assert_allclose(blocks(tokens()), full(tokens()), atol=1e-5, rtol=1e-5)
 

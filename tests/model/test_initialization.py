@@ -274,6 +274,18 @@ def test_every_scheme_by_role(scheme):
             check_scheme(stds(scheme), other)
 
 
+@pytest.mark.parametrize("scheme", ["lecun", "xavier", "lecun_depth", "deepnorm"])
+def test_blocks_side_by_side_are_drawn_for_the_inputs_and_outputs_of_one(scheme):
+    """16 heads of 4 into slices of 32: the fans are those of a head, not of the stream."""
+    wide = {"model.d_model": 512, "model.attention.num_heads": 16, "model.attention.value_dim": 4}
+    drawn = {"model.init.scheme": scheme, "model.init.std": 0.02}
+    config = tiny({**wide, **drawn, "model.attention.output_projection": "block_diagonal"})
+    made = initial(config)["blocks.0.attention.branch.output.kernel"]
+    whole = SCHEMES.build(scheme, resolve({"model": {"num_layers": 2, "init": {"scheme": scheme}}}).model)
+    assert made.shape == (16, 4, 32)
+    assert made.std() == pytest.approx(whole.std("output", (4, 32), ""), rel=0.05)
+
+
 def test_every_normal_scheme_draws_the_same_numbers_up_to_scale():
     """Arms that differ in the scheme stay paired: one normal draw per parameter, scaled."""
     made = {scheme: initial(tiny({"model.init.scheme": scheme, "model.init.std": 0.02})) for scheme in DRAWN}

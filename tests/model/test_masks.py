@@ -28,7 +28,7 @@ def by_loop(mask: Mask, query_positions: np.ndarray, key_positions: np.ndarray) 
         sees = True
         if mask.causal and s > t:
             sees = mask.prefix_length_B is not None and s < mask.prefix_length_B[b]
-        if mask.window is not None and t - s >= mask.window:
+        if mask.window is not None and abs(t - s) >= mask.window:
             sees = False
         if mask.query_segments_BT is not None:
             ids = mask.query_segments_BT[b, i], mask.key_segments_BS[b, j]

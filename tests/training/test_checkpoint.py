@@ -677,9 +677,10 @@ def test_orbax_keeps_silent_and_others_may_log(tmp_path, caplog):
     assert "a note of our own" in [entry.getMessage() for entry in caplog.records]
 
 
-ABANDONED = {  # as seen on a full disk: the second write of a save to fail, while opening its array and while filling it
-    "opening": 'Error opening "zarr3" driver: Error writing "w/zarr.json" [os_error_code=\'28\'] [tensorstore_spec=...]',
-    "filling": 'Error writing "w/c/0" in OCDBT database at local file "...": No space left [os_error_code=\'28\']',
+# As seen on a full disk: the second write of a save to fail, while its array is opened and while it is filled.
+ABANDONED = {
+    "opening": 'Error opening "zarr3" driver: No space left [os_error_code="28"] [tensorstore_spec=...]',
+    "filling": 'Error writing "w/c/0" in OCDBT database at local file "...": No space left [os_error_code="28"]',
     "not a write": "lost",
 }
 

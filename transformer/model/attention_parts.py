@@ -208,18 +208,18 @@ def identity_value(model: Model, shape: HeadShape) -> None:
 class BlockDiagonal(nnx.Module):
     """Each head through a small matrix of its own into its own slice of the output: heads do not mix.
 
-    The blocks lie below one another in one kernel [heads * value_dim, d_model / heads].
+    The kernel is [heads, value_dim, d_model / heads].
     """
 
     def __init__(self, heads: int, value_dim: int, d_model: int, bias: bool):
-        self.heads = heads
-        self.kernel = parameter((heads * value_dim, d_model // heads), "output")
+        self.kernel = parameter((heads, value_dim, d_model // heads), "output")
         self.bias = parameter((d_model,), "bias") if bias else None
 
     def __call__(self, o_BTE: jax.Array) -> jax.Array:
         B, T, _ = o_BTE.shape
-        blocks = self.kernel.astype(o_BTE.dtype).reshape(self.heads, -1, self.kernel.shape[1])
-        y = jnp.einsum("bthu,huo->btho", o_BTE.reshape(B, T, self.heads, -1), blocks).reshape(B, T, -1)
+        heads, value_dim, _ = self.kernel.shape
+        o_BTHU = o_BTE.reshape(B, T, heads, value_dim)
+        y = jnp.einsum("bthu,huo->btho", o_BTHU, self.kernel.astype(o_BTE.dtype)).reshape(B, T, -1)
         return y if self.bias is None else y + self.bias.astype(y.dtype)
 
 

@@ -43,6 +43,8 @@ def parameter(
 ) -> nnx.Param:
     """Declares a parameter: shape, dtype and role, no numbers yet (`initialize` draws them).
 
+    The last two axes of a kernel are its inputs and its outputs; axes before them count kernels side by side.
+
     Roles: `output` (kernels that write into the residual stream), `value` (kernels of attention's values), `hidden`
     (kernels into the hidden units of a feed-forward network), `matrix` (other kernels of a branch), `embedding`,
     `unembedding`, `position`, `gain`, `bias`, `residual_gain`, `position_bias` (added to attention scores: like any
@@ -127,7 +129,7 @@ class LeCunScheme(PlainScheme):
     """
 
     def std(self, role: str, shape: tuple[int, ...], name: str) -> float:
-        return 1.0 / math.sqrt(shape[0] if role in KERNEL_ROLES else self.model.d_model)
+        return 1.0 / math.sqrt(shape[-2] if role in KERNEL_ROLES else self.model.d_model)
 
 
 @SCHEMES.register("lecun_depth", paper="LeCun et al. 1998; Radford et al. 2019, section 2.3", check=_std_unused)
@@ -144,7 +146,7 @@ class XavierScheme(LeCunScheme):
     """As lecun, but with variance 2 / (fan-in + fan-out) for kernels."""
 
     def std(self, role: str, shape: tuple[int, ...], name: str) -> float:
-        return math.sqrt(2.0 / sum(shape)) if role in KERNEL_ROLES else super().std(role, shape, name)
+        return math.sqrt(2.0 / sum(shape[-2:])) if role in KERNEL_ROLES else super().std(role, shape, name)
 
 
 @SCHEMES.register("fixup", paper="Zhang et al. 2019 (Fixup)", traits=("silent_branches",), check=_std_unused)

@@ -22,7 +22,7 @@ class Mask:
 
     Attributes:
       causal: s must not stand after t.
-      window: s must stand fewer than this many positions before t.
+      window: s must stand fewer than this many positions from t, before it or after it.
       prefix_length_B: keys before this position are visible to everyone, causal or not (prefix LM).
       key_segments_BS: s must not be padding, which has id 0.
       query_segments_BT: t and s must carry the same id; None: t sees every document.
@@ -59,7 +59,7 @@ class Mask:
             if self.prefix_length_B is not None:
                 allowed = allowed | (s < self.prefix_length_B[:, None, None])
         if self.window is not None:
-            allowed = _both(allowed, t - s < self.window)
+            allowed = _both(allowed, jnp.abs(t - s) < self.window)
         if self.key_segments_BS is not None:
             real = (self.key_segments_BS != 0)[:, None, :]
             if self.query_segments_BT is not None:
