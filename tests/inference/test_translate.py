@@ -111,6 +111,26 @@ def test_translations_are_greedy_or_by_beam(path, monkeypatch):
     assert used == [Greedy(), Beam(3, 1.0)]
 
 
+def test_unknown_words_match_nothing(path, monkeypatch):
+    """The number that ends every sentence is too rare to be known: a perfect model says a mark in its place."""
+    few = subject(path, {"data.vocabulary": "words", "data.word_min_count": 5})
+    monkeypatch.setattr(translate, "translations", lambda run, rows, sampler: list(np.asarray(rows.tokens_BL)))
+    shown = CHECKS.build("translate", few)
+    assert translate.UNKNOWN in shown["translations"] and translate.NEVER_SAID in shown["translations"]
+    assert 0 < shown["bleu"] < 70
+
+
+def test_shortened_pairs_are_no_references(path):
+    """Sources of 10 characters at least: 22 hold all but the two longest kinds, targets likewise."""
+    short = {"data.too_long": "cut", "data.sequence_length": 20, "data.source_length": 20}
+    whole, cut = (subject(path, overrides) for overrides in ({}, short))
+    kept = translate.uncut(cut.run, cut.dataset.splits["validation"])
+    said = set(translate.sentences(cut.run, kept))
+    all_of_them = translate.sentences(whole.run, whole.dataset.splits["validation"])
+    assert said == {pair for pair in all_of_them if max(map(len, pair)) < 20 - 1}
+    assert 0 < len(said) < len(set(all_of_them))
+
+
 def test_a_table_of_positions_leaves_room_for_bos(path):
     one = subject(path, {"model.position.kind": "learned"})
     rows = one.dataset.splits["validation"].take(slice(0, 2))

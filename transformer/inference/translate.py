@@ -19,6 +19,7 @@ from transformer.training.run import LoadedRun
 SENTENCES = 1000  # sources that are translated
 SHOWN = 20
 BATCH = 64
+UNKNOWN, NEVER_SAID = "\ufffd", "\ufffc"  # what no vocabulary can spell, as it is decoded and as it is held against it
 
 
 def source_lengths(rows: Batch) -> np.ndarray:
@@ -78,21 +79,39 @@ def bleu(hypotheses: list[str], references: list[list[str]]) -> tuple[float, str
 
 
 def sentences(run: LoadedRun, rows: Batch) -> list[tuple[str, str]]:
-    """(source, target) of every row as text."""
+    """(source, target) of every row as text. A target's unknown words are written as another mark than a translation's:
+    two unknown words are no match."""
     decode = run.vocabulary.decode
     pairs = zip(np.asarray(rows.source_BS), np.asarray(rows.tokens_BL), strict=True)
-    return [(decode(source), decode(target)) for source, target in pairs]
+    return [(decode(source), decode(target).replace(UNKNOWN, NEVER_SAID)) for source, target in pairs]
+
+
+def uncut(run: LoadedRun, rows: Batch) -> Batch:
+    """The rows that were surely not shortened: under data.too_long=cut those with room left on both sides."""
+    if run.config.data.too_long != "cut":
+        return rows
+    assert rows.source_segments_BS is not None
+    return rows.take(
+        np.flatnonzero((np.asarray(rows.segments_BL)[:, -1] == 0) & (np.asarray(rows.source_segments_BS)[:, -1] == 0))
+    )
 
 
 @CHECKS.register("translate")
 def check_translate(subject: Subject) -> dict[str, Any]:
     """BLEU of translations and of a word-for-word lexicon, with a page of both to read. Translations are greedy, unless
-    `decode.sampler` is another that draws nothing, such as beam."""
+    `decode.sampler` is another that draws nothing, such as beam. References are whole targets, as the vocabulary spells
+    them: words it does not know match nothing."""
     run, rows = subject.run, subject.dataset.splits[subject.split]
     if not isinstance(rows, Batch) or rows.source_BS is None:
         raise UserError("--checks=translate needs a run on pairs: an encoder-decoder with objective.kind=seq2seq.")
     if run.config.data.packing != "none":
         raise UserError("--checks=translate needs one pair per row: data.packing=none.")
+    rows = uncut(run, rows)
+    if not rows.rows:
+        raise UserError(
+            "--checks=translate found no pair that data.too_long=cut has surely left whole; raise data.sequence_length "
+            "and data.source_length."
+        )
     references: dict[str, list[str]] = {}
     first: list[int] = []
     for number, (source, target) in enumerate(sentences(run, rows)):
