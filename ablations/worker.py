@@ -4,7 +4,7 @@
 
 This command is the only unit of work: the local pool starts it, and any other scheduler can. Several may work at one
 arm, each on a member of its own. Exit codes: 0 all members ended (diverged and failed ones too), 75 preempted, 130
-stopped by the user; both are resumed by the same command.
+stopped by the user, 2 an error that it names; the same command goes on from there.
 """
 
 from __future__ import annotations
@@ -101,6 +101,10 @@ class _Requests:
         sys.exit(_CODES[number])
 
 
+class Postponed(UserError):
+    """What was begun cannot go on now; nothing of it is lost, and the same command takes it up again."""
+
+
 class _Arm:
     """One compiled arm."""
 
@@ -152,6 +156,9 @@ class _Arm:
 
         Returns:
           An exit code if the process was asked to stop.
+
+        Raises:
+          Postponed: memory does not hold what was begun.
         """
         group = todo[:1]
         try:
@@ -159,6 +166,8 @@ class _Arm:
             group = self._together(todo) if self.job.is_population else group
             contrasts = [self._registered(member) for member in group]
             outcomes = self._run(group)
+        except Postponed:
+            raise
         except Exception as error:  # a failing member must not take its neighbours with it
             for member in group:
                 if (ended := self._ended(member)) is None:
@@ -207,11 +216,16 @@ class _Arm:
         from transformer.training.population import members_that_fit
 
         known = {member.name: member for member in [*todo, *store.read_arm(self.job.directory)[0]]}
-        begun = [known.get(name) for name in self._begun()]
+        begun, fitting = [known.get(name) for name in self._begun()], members_that_fit(self.program)
         if None not in begun and set(begun) & set(todo):  # else it failed, or belongs to another config
+            if len(begun) > fitting:
+                raise Postponed(
+                    f"{self.job.cell.label} was begun as a population of {len(begun)} members, but the free memory "
+                    f"holds {fitting} of them; free some and run the same command again, which goes on where it was."
+                )
             return [member for member in begun if member]
         shutil.rmtree(self.job.directory / SHARED, ignore_errors=True)
-        return todo[: max(1, members_that_fit(self.program))]
+        return todo[: max(1, fitting)]
 
     def _begun(self) -> list[str]:
         """Names of the members of the population that was begun and not ended."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,18 @@ def test_what_memory_does_not_hold_at_once_is_split(tmp_path, text, monkeypatch)
     made._prepare(Member(1e-2, 0))
     monkeypatch.setattr(population, "available_bytes", lambda: 3 * population.bytes_per_member(made.program))
     assert made._together(job.todo({})) == job.todo({})[:2]
+
+
+def test_a_begun_population_waits_for_its_memory(tmp_path, text, monkeypatch):
+    """Where others have taken some since, no member fails, and nothing of what was trained goes."""
+    job = make_job(tmp_path, text, "population", rates=(1e-2,), seeds=2)
+    breaking(monkeypatch, size=4, before=lambda configs, paths: sys.exit(75))  # preempted, once it has begun
+    with pytest.raises(SystemExit):
+        run_arm(job.directory)
+    tried = breaking(monkeypatch, size=3)
+    with pytest.raises(worker.Postponed, match=r"of 4 members, but the free memory holds 3 of them; free some and run"):
+        run_arm(job.directory)
+    assert tried == [] and job.progress().ended == 0 and (job.directory / SHARED / population.MEMBERS).is_file()
 
 
 def test_a_population_that_breaks_is_recorded_for_every_member(tmp_path, text, monkeypatch):

@@ -29,7 +29,7 @@ def influence(overrides: dict, moved: bool = False) -> np.ndarray:
         return -log_p_TV[jnp.arange(LENGTH), window[0, 1:] % logits_BTV.shape[-1]]
 
     _, pull_back = jax.vjp(losses_T, jnp.zeros((LENGTH, config.model.d_model)))
-    (gradients_tsD,) = jax.vmap(pull_back)(jnp.eye(LENGTH))
+    (gradients_tsD,) = jax.vmap(lambda d_T: pull_back(d_T))(jnp.eye(LENGTH))  # JAX would print a bare pull_back whole
     return np.abs(gradients_tsD).max(axis=-1)
 
 
