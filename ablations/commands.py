@@ -7,7 +7,7 @@ import collections
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -275,57 +275,12 @@ def explain_command(arguments: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.text import Text
 
-    claim, console = claims.get(arguments.claim), Console()
-    console.print(Text(f"{claim.id} ({claim.kind}, {claim.section})", style="bold"))
-    console.print(Text(f"said:      {claim.statement}"))
-    console.print(Text(f"decided by: {claim.measure}"))
-    for entry in claim.literature:
-        console.print(Text(f"literature: {entry.source}: {entry.finding} [{entry.status}]"))
-    console.print(Text(f"expected before any run: {claim.prior}{'; ' + claim.prior_note if claim.prior_note else ''}"))
-    answered = False
-    for name in catalog.names():
-        ablation = catalog.load(name)
-        if claim.id not in {contrast.claim for contrast in ablation.contrasts}:
-            continue
-        for data in _judged(name, ablation, arguments.runs):
-            row = next(row for row in data["claims"] if row["claim"] == claim.id)
-            decisions, checked = [data["decisions"][i] for i in row["decisions"]], {c["name"] for c in data["checks"]}
-            trained = data["progress"]["done"] + data["progress"]["diverged"]
-            if not any(d["check"] in checked if d["check"] else trained for d in decisions):
-                continue
-            answered = True
-            console.print(Text(f"\n{data['profile']}: {row['verdict']}", style="bold"))
-            for decision in decisions:
-                console.print(Text(f"  {decision['sentence']}"))
-            console.print(Text(f"  page: {data['page']}"))
-            if all(decision["check"] for decision in decisions):
-                break  # a check knows no profile
-        if not answered:
-            console.print(Text(f"not measured yet: python -m ablations run {name}"))
-            return 0
-    if answered:
-        return 0
-    for check in (deciding := checks.discover().get(claim.id, [])):
-        decision = checks.decide(claim.id, check, checks.results(arguments.runs).get(check))
-        console.print(Text(f"\n{decision.verdict}: {check}", style="bold"))
-        console.print(Text(f"  {decision.reason}"))
-    if deciding:
-        console.print(Text(f"  run again: python -m ablations list --kind={claim.kind} --run"))
-    else:
-        console.print(Text(f"no config asks this yet; it belongs to the ablation {claim.ablation}"))
+    from ablations import explain
+
+    console = Console()
+    for line, heading in explain.lines(arguments.claim, arguments.runs):
+        console.print(Text(line, style="bold" if heading else ""))
     return 0
-
-
-def _judged(name: str, ablation: Ablation, runs: Path) -> Iterator[dict[str, Any]]:
-    """What was run here at each profile, then what is committed; `page` says how to see it."""
-    for profile, settings in ablation.profiles.items():
-        if settings.verdicts:
-            found = summary.summarize(summary.collect(name, profile, runs))
-            yield {**found, "page": f"python -m ablations report {name} --profile={profile} --runs={runs}"}
-    for kept, profile in committed.kept():
-        if kept == name:
-            page = committed.RESULTS / name / profile / "report.md"
-            yield {**committed.data(name, profile), "page": page.relative_to(committed.ROOT)}
 
 
 def try_command(arguments: argparse.Namespace) -> int:
