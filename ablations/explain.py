@@ -1,4 +1,4 @@
-"""One claim from beginning to end: what is said, what was planned and registered, the numbers, the verdict, the page."""
+"""One claim from beginning to end: what is said, planned and registered, the numbers, the verdict, the page."""
 
 from __future__ import annotations
 

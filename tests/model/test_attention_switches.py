@@ -356,14 +356,21 @@ def test_persistent_rows_are_seen_by_every_query_and_share_one_softmax():
 @pytest.mark.parametrize("overrides", [{}, {A + "window": 2}, {"model.position.kind": "alibi"}], ids=label)
 def test_persistent_rows_have_no_position(overrides):
     """Their scores are the plain products of the queries, whatever windows and position biases do to tokens."""
-    scores, seen = {}, {}
-    for name in ("weights", "query"):
-        seen[name] = tapped({**PERSISTENT, **overrides}, name)
+    seen = {"weights": tapped({**PERSISTENT, **overrides}, "weights")}
+    seen["query"] = tapped({**PERSISTENT, **overrides, "model.position.kind": "none"}, "query")
     rows = initial(tiny({**PERSISTENT, **overrides}))["blocks.0.attention.branch.memory.key"].reshape(3, 2, 8)
     products = np.einsum("bhtk,nhk->bhtn", seen["query"], rows) / math.sqrt(8)
     log_weights = np.log(seen["weights"][..., LENGTH:])
     scores = log_weights - log_weights[..., :1]
     np.testing.assert_allclose(scores, products - products[..., :1], atol=1e-4)
+
+
+@pytest.mark.parametrize("scaling", [{}, {"model.position.rope_scaling": "yarn", "model.position.rope_factor": 4.0}])
+def test_a_text_with_persistent_rows_may_start_anywhere(scaling):
+    """Rotary positions are relative, and rows without one keep them so."""
+    model, positions = build(tiny({**PERSISTENT, **scaling})), np.arange(LENGTH)[None]
+    for shift in (1, 10, 1000):
+        np.testing.assert_allclose(model(tokens(), positions_BT=positions + shift), model(tokens()), atol=2e-3)
 
 
 def test_persistent_rows_with_no_weight_change_nothing():
@@ -382,6 +389,7 @@ def test_persistent_rows_with_no_weight_change_nothing():
     [
         ({A + "weights": "sigmoid"}, "use weights=softmax"),
         ({A + "persistent_rows": 0}, "has no row"),
+        ({"model.position.rope_on": "v_only"}, "use rope_on=qk"),
     ],
 )
 def test_persistent_rows_refuse_what_they_do_not_go_with(overrides, message):

@@ -6,12 +6,13 @@ E the heads of one token side by side.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
 from flax import nnx
 
-from transformer.model.attention_backends import BACKENDS, AttentionCall
+from transformer.model.attention_backends import BACKENDS, AttentionCall, Beside
 from transformer.model.attention_memory import MEMORIES
 from transformer.model.attention_parts import (
     GATES,
@@ -56,13 +57,14 @@ class Attention(nnx.Module):
         self.output = OUTPUT_PROJECTIONS.build(attention.output_projection, model, shape)
 
     def __call__(self, x_BTD: jax.Array, context: Context) -> jax.Array:
-        q_BHTK, k_BGSK, v_BGSU = self._queries_keys_values(x_BTD, context)
+        unplaced_BHTK, k_BGSK, v_BGSU = self._queries_keys_values(x_BTD)
+        q_BHTK = None if unplaced_BHTK is None else context.position.rotate(unplaced_BHTK, context.positions_BT)
         key_positions_BS = context.positions_BT
         if context.cache is None:
             k_BGSK, v_BGSU = context.position.place(k_BGSK, v_BGSU, key_positions_BS)
         else:
             k_BGSK, v_BGSU, key_positions_BS = context.cache.extend(context.layer, k_BGSK, v_BGSU, context.position)
-        return self.read(x_BTD, q_BHTK, k_BGSK, v_BGSU, key_positions_BS, context)
+        return self.read(x_BTD, q_BHTK, k_BGSK, v_BGSU, key_positions_BS, context, unplaced_BHTK)
 
     def read(
         self,
@@ -72,11 +74,16 @@ class Attention(nnx.Module):
         v_BGSU: jax.Array,
         key_positions_BS: jax.Array,
         context: Context,
+        unplaced_BHTK: jax.Array | None,
     ) -> jax.Array:
-        """What the queries of x find among keys and values, mapped back to the stream."""
+        """What the queries of x find among keys and values, mapped back to the stream.
+
+        Args:
+          unplaced_BHTK: the queries before positions act on them, for what has no position itself.
+        """
         if q_BHTK is not None and k_BGSK is not None:
             q_BHTK, k_BGSK = context.tap(f"{self.name}.query", q_BHTK), context.tap(f"{self.name}.key", k_BGSK)
-            q_BHTK = self.scale(q_BHTK) if isinstance(self.scale, nnx.Module) else q_BHTK * self.scale
+            q_BHTK = self._scaled(q_BHTK)
         v_BGSU = context.tap(f"{self.name}.value", v_BGSU)
         call = AttentionCall(
             query_BHTK=q_BHTK,
@@ -91,7 +98,7 @@ class Attention(nnx.Module):
             dropout_rate=self.dropout_rate,
             context=context,
             name=self.name,
-            memory=self.memory,
+            beside=self._memory(unplaced_BHTK),
         )
         o_BHTU = context.position.unrotate_output(BACKENDS.build(self.backend, call), context.positions_BT)
         o_BHTU = context.tap(f"{self.name}.heads", o_BHTU)
@@ -101,14 +108,20 @@ class Attention(nnx.Module):
             o_BTE = o_BTE * context.tap(f"{self.name}.gate", jax.nn.sigmoid(self.gate(x_BTD)))
         return o_BTE if self.output is None else self.output(o_BTE)
 
-    def _queries_keys_values(
-        self, x_BTD: jax.Array, context: Context
-    ) -> tuple[jax.Array | None, jax.Array | None, jax.Array]:
-        """Heads of queries [B, H, T, K] at their positions, and of keys [B, G, T, K] and values [B, G, T, U], which
-        have none yet; what owns no projection takes what it is tied to. Norms act on queries and keys only."""
+    def _scaled(self, q_BHTK: jax.Array) -> jax.Array:
+        return self.scale(q_BHTK) if isinstance(self.scale, nnx.Module) else q_BHTK * self.scale
+
+    def _memory(self, unplaced_BHTK: jax.Array | None) -> Beside | None:
+        """What the queries find in rows that stand nowhere, or None where there are no such rows."""
+        if self.memory is None or unplaced_BHTK is None:
+            return None
+        return functools.partial(self.memory.beside, self._scaled(unplaced_BHTK))
+
+    def _queries_keys_values(self, x_BTD: jax.Array) -> tuple[jax.Array | None, jax.Array | None, jax.Array]:
+        """Heads of queries [B, H, T, K], keys [B, G, T, K] and values [B, G, T, U], none of which has a position yet;
+        what owns no projection takes what it is tied to. Norms act on queries and keys only."""
         q_BTE = None if self.query is None else self.query(x_BTD)
-        q_BHTK, (k_BGTK, v_BGTU) = self.queries(q_BTE), self.keys_values(x_BTD, q_BTE)
-        return None if q_BHTK is None else context.position.rotate(q_BHTK, context.positions_BT), k_BGTK, v_BGTU
+        return (self.queries(q_BTE), *self.keys_values(x_BTD, q_BTE))
 
     def queries(self, q_BTE: jax.Array | None) -> jax.Array | None:
         """Projected queries as heads [B, H, T, K], normed."""

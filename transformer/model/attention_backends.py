@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
-from transformer.model.attention_memory import PersistentMemory
 from transformer.model.attention_parts import head_shape
 from transformer.model.attention_weights import Sight, WeightRule
 from transformer.model.context import Context
@@ -21,6 +21,7 @@ from transformer.registry import Registry
 from transformer.schema import Config
 
 BACKENDS = Registry("model.attention.backend")
+Beside = Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +40,7 @@ class AttentionCall:
       dropout_rate: on the weights, where `context` has a dropout key.
       context: gives `position.bias`, `tap` and `dropout`.
       name: prefix of taps and random keys, `attention` or `cross_attention`.
-      memory: rows that every query sees beside those of the tokens, or None.
+      beside: puts the scores and values of rows that every query sees behind those of the tokens; None: no such rows.
     """
 
     query_BHTK: jax.Array | None
@@ -54,7 +55,7 @@ class AttentionCall:
     dropout_rate: float
     context: Context
     name: str = "attention"
-    memory: PersistentMemory | None = None
+    beside: Beside | None = None
 
 
 @BACKENDS.register("reference")
@@ -64,8 +65,8 @@ def reference_attention(call: AttentionCall) -> jax.Array:
     allowed_B1TS = call.mask.dense(call.query_positions_BT, call.key_positions_BS)
     scores_BHTS = scores(call, allowed_B1TS)
     scores_BHTS = context.tap(f"{call.name}.scores", scores_BHTS) if call.weights.uses_scores else scores_BHTS
-    if call.memory is not None and call.query_BHTK is not None:
-        scores_BHTS, value_BHSU = call.memory.beside(call.query_BHTK, scores_BHTS, value_BHSU)
+    if call.beside is not None:
+        scores_BHTS, value_BHSU = call.beside(scores_BHTS, value_BHSU)
     weights_BHTS = call.weights(scores_BHTS, Sight(allowed_B1TS, call.query_positions_BT, call.key_positions_BS))
     weights_BHTS = context.tap(f"{call.name}.weights", weights_BHTS)
     weights_BHTS = context.dropout(f"{call.name}.weights", weights_BHTS, call.dropout_rate)
@@ -78,8 +79,8 @@ def scores(call: AttentionCall, allowed_B1TS: jax.Array | None) -> jax.Array:
         B, _, S, _ = call.value_BGSU.shape
         return jnp.zeros((B, call.num_heads, call.query_positions_BT.shape[1], S), jnp.float32)
     key_BHSK = for_every_head(call.key_BGSK, call.num_heads)
-    scores_BHTS = jnp.einsum("bhtk,bhsk->bhts", call.query_BHTK, key_BHSK)
-    scores_BHTS = scores_BHTS.astype(jnp.promote_types(scores_BHTS.dtype, jnp.float32))
+    exact = jnp.promote_types(key_BHSK.dtype, jnp.float32)
+    scores_BHTS = jnp.einsum("bhtk,bhsk->bhts", call.query_BHTK, key_BHSK, preferred_element_type=exact)
     if call.soft_cap:
         scores_BHTS = call.soft_cap * jnp.tanh(scores_BHTS / call.soft_cap)
     bias = call.context.position.bias(call.query_positions_BT, call.key_positions_BS)

@@ -34,6 +34,14 @@ def _written_out_softmax(config: Config) -> str | None:
     for name, only in {"weights": "softmax", "backend": "reference"}.items():
         if (value := getattr(attention, name)) != only:
             return f"shares one softmax with the tokens, written out, but {name}={value}; use {name}={only}."
+    from transformer.model.positions import ROPE_ON
+
+    position = config.model.position
+    if position.kind == "rope" and "turns_output" in ROPE_ON[position.rope_on].traits:
+        return (
+            f"has values without a position, but model.position.rope_on={position.rope_on} turns what the heads read "
+            "back by the query's; use rope_on=qk."
+        )
     return None
 
 
@@ -57,13 +65,18 @@ class PersistentMemory(nnx.Module):
     def beside(
         self, query_BHTK: jax.Array, scores_BHTS: jax.Array, value_BHSU: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        """Scores and values with N rows more behind those of the tokens: [B, H, T, S + N] and [B, H, S + N, U]."""
+        """Scores and values with N rows more behind those of the tokens: [B, H, T, S + N] and [B, H, S + N, U].
+
+        Args:
+          query_BHTK: scaled, and as they are before positions act on them.
+        """
         B, H = query_BHTK.shape[:2]
         key_HNK, value_HNU = self._heads(self.key, H), self._heads(self.value, H)
-        memory_BHTN = jnp.einsum("bhtk,hnk->bhtn", query_BHTK, key_HNK.astype(query_BHTK.dtype))
+        key_HNK, exact = key_HNK.astype(query_BHTK.dtype), scores_BHTS.dtype
+        memory_BHTN = jnp.einsum("bhtk,hnk->bhtn", query_BHTK, key_HNK, preferred_element_type=exact)
         value_BHNU = jnp.broadcast_to(value_HNU.astype(value_BHSU.dtype), (B, *value_HNU.shape))
         return (
-            jnp.concatenate([scores_BHTS, memory_BHTN.astype(scores_BHTS.dtype)], axis=-1),
+            jnp.concatenate([scores_BHTS, memory_BHTN], axis=-1),
             jnp.concatenate([value_BHSU, value_BHNU], axis=2),
         )
 

@@ -65,7 +65,7 @@ class CrossAttention(Attention):
         own_BT = None if memory.segments_BS is None else context.mask.query_segments_BT
         mask = Mask(causal=False, query_segments_BT=own_BT, key_segments_BS=memory.segments_BS)
         across = dataclasses.replace(context, mask=mask, position=NO_POSITION)
-        return self.read(x_BTD, q_BHTK, k_BGSK, v_BGSU, jnp.arange(v_BGSU.shape[2])[None], across)
+        return self.read(x_BTD, q_BHTK, k_BGSK, v_BGSU, jnp.arange(v_BGSU.shape[2])[None], across, q_BHTK)
 
 
 @CROSS_ATTENTIONS.register("full", paper="Vaswani et al. 2017, section 3.2.3")

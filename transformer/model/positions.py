@@ -197,8 +197,10 @@ class LearnedPosition(NoPosition):
 ROPE_ON = Registry("model.position.rope_on")
 ROPE_ON.register("qk", paper="Su et al. 2021 (RoFormer)")(lambda: (True, False, False))
 ROPE_ON.register("qkv_no_inverse", traits=("absolute",))(lambda: (True, True, False))
-ROPE_ON.register("qkv_with_inverse", paper="RoVE, arXiv 2606.11275")(lambda: (True, True, True))
-ROPE_ON.register("v_only", paper="Su 2025 (VO-RoPE)")(lambda: (False, True, True))
+ROPE_ON.register("qkv_with_inverse", paper="RoVE, arXiv 2606.11275", traits=("turns_output",))(
+    lambda: (True, True, True)
+)
+ROPE_ON.register("v_only", paper="Su 2025 (VO-RoPE)", traits=("turns_output",))(lambda: (False, True, True))
 
 
 @dataclasses.dataclass(frozen=True)
