@@ -44,7 +44,10 @@ def main(argv: list[str] | None = None) -> int:
         sub.add_argument(
             "--profile",
             default={"try": "demo", "report": None}.get(name, DEFAULT_PROFILE),
-            help="smoke, demo, quick or full; quick@100 repeats quick on the seeds from 100 on",
+            help="smoke, demo, quick or full; quick@100 repeats quick on the seeds from 100 on; default: "
+            + {"try": "demo", "report": f"{DEFAULT_PROFILE} of --runs, all of the committed"}.get(
+                name, DEFAULT_PROFILE
+            ),
         )
         runs = None if name == "report" else RUNS
         sub.add_argument("--runs", type=Path, default=runs, help="where arms are stored")

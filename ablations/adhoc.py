@@ -22,7 +22,10 @@ def register(assignments: list[str]) -> str:
     question = f"What if {', '.join(assignments)}?"
     ablation = Ablation(
         question=question,
-        arms={"baseline": Arm(note="the reference model"), "tried": Arm(overrides, note=", ".join(assignments))},
+        arms={
+            "baseline": Arm(note="the default config, at the size of the profile"),
+            "tried": Arm(overrides, note=", ".join(assignments)),
+        },
         contrasts=(
             Contrast(
                 CLAIM,
@@ -30,7 +33,7 @@ def register(assignments: list[str]) -> str:
                 test="tried",
                 base="baseline",
                 margin=0.01,
-                note="The arms do not differ in practice.",
+                note="Claimed: the two do not differ in practice.",
             ),
         ),
         profiles=standard(),

@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from ablations import catalog, checks, store, summary, twins
-from ablations.cells import cells
+from ablations.cells import Member, cells
 from ablations.profiles import rank
 from ablations.report import report_folder
 from ablations.report.members import is_measured
 from ablations.schema import repetition
+from ablations.store import Record
 from transformer.errors import UserError
 from transformer.numerics import EXECUTIONS
 from transformer.training.jsonfiles import write_json
@@ -49,12 +50,17 @@ def keep(name: str, profile: str, runs: Path, results: Path | None = None) -> Pa
     folder.mkdir(parents=True, exist_ok=True)
     for arm, records in found:
         path = arm.directory(folder)
-        store.pack({**store.read_arm(path)[0], **records}, path)
+        store.pack(_fuller(store.read_arm(path)[0], records), path)
     wanted = {contrast.check for contrast in catalog.load(name).contrasts if contrast.check}
     checked = {check: row for check, row in checks.stored(runs).items() if check in wanted}
     if checked:
         write_json(folder / checks.STORED, dict(sorted({**checks.stored(folder), **checked}.items())))
     return folder
+
+
+def _fuller(old: Mapping[Member, Record], new: Mapping[Member, Record]) -> dict[Member, Record]:
+    """Both together; the new record of a member counts, unless it lacks what was measured on the old one."""
+    return {**old, **{m: r for m, r in new.items() if m not in old or old[m].metrics.keys() <= r.metrics.keys()}}
 
 
 def kept(results: Path | None = None) -> list[tuple[str, str]]:
@@ -239,14 +245,24 @@ def _repetitions(reports: Sequence[Mapping[str, Any]]) -> str:
                     BREAK.join([_estimate(d), f"{d['label']}, {d['n']} seeds", _rates(report, d)])
                     for report, d in ((first, one), (again, other))
                 ]
-                rows.append((f"{name}: {_said_of(one)}", *estimates, " and ".join(links)))
+                distance = "yes" if _apart(one, other) else ""
+                rows.append((f"{name}: {_said_of(one)}", *estimates, distance, " and ".join(links)))
     if not rows:
         return ""
+    moved = sum(bool(row[3]) for row in rows)
     return (
         "\n## Repeated on other seeds\n\nTrained again from scratch, learning rates chosen again, with other initial "
-        "weights and another order of the data, for tuning as for testing.\n\n"
-        + _lines(("Comparison", "First seeds", "Other seeds", "Pages"), rows)
+        "weights and another order of the data, for tuning as for testing. "
+        f"In {moved} of {len(rows)} comparisons the two 95% intervals do not overlap.\n\n"
+        + _lines(("Comparison", "First seeds", "Other seeds", "Intervals apart", "Pages"), rows)
     )
+
+
+def _apart(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether the 95% intervals of two estimates do not overlap."""
+    if not (one["interval95"] and other["interval95"]):
+        return False
+    return max(one["interval95"][0], other["interval95"][0]) > min(one["interval95"][1], other["interval95"][1])
 
 
 def _rates(report: Mapping[str, Any], decision: Mapping[str, Any]) -> str:
@@ -267,6 +283,12 @@ def _picture(prefix: str) -> str:
         "too small to matter. Below: what is left of what the baseline learned; right of the band the part is "
         "dispensable, left of it essential. On text that is counted from the unigram entropy; a bigram table already "
         "recovers much of it, and each page says how much.*\n\n"
+        "*In the table, in part: other comparisons of the claim are inconclusive. Reversed: clearly the other way. "
+        "Different: clearly apart, where no difference was claimed. Partly lost: between a quarter and three quarters "
+        "of what the baseline learned, the recovered fraction, is left. Each arm has its own best learning rate, "
+        f"chosen on few seeds: no interval takes that choice in, and [repetitions on other seeds]({prefix}README.md"
+        "#repeated-on-other-seeds) show how far it can move a number. `python -m ablations explain ID` tells the whole "
+        "story of a claim.*\n\n"
     )
 
 
@@ -274,7 +296,15 @@ def _table(answered: Sequence[Answer], prefix: str) -> str:
     rows = []
     for row in sorted(answered, key=lambda row: (row["name"], row["kind"] != "training", row["claim"])):
         link = f"[{row['name']}, {row['profile']}]({prefix}{row['name']}/{row['profile']}/report.md)"
-        rows.append((row["statement"], row["measured"], f"**{summary.worded(row)}**", row["scale"], link))
+        rows.append(
+            (
+                f"{row['statement']}{BREAK}`{row['claim']}`",
+                row["measured"],
+                f"**{summary.worded(row)}**",
+                row["scale"],
+                link,
+            )
+        )
     return _lines(COLUMNS, rows)
 
 

@@ -95,7 +95,7 @@ def _not_after_holm(p: float, adjusted: float) -> Finding:
 
 def _more_seeds(contrast: Contrast, analysis: Analysis, count: Callable[[float], int]) -> str:
     """How many pairs would settle a difference the size of the margin, or that no affordable number would."""
-    if not analysis.sd:
+    if not analysis.sd or contrast.margin <= 0:
         return "run more test seeds"
     needed = count(contrast.margin / analysis.sd)
     if needed > SEEDS_IN_REACH:
@@ -271,7 +271,7 @@ def formula(contrast: Contrast, evidence: Evidence) -> Finding:
     if len(wrong) == len(check.numbers):
         return Finding("refuted", "refuted", _stated(wrong))
     agree = len(check.numbers) - len(wrong)
-    return Finding("mixed", "mixed", f"{agree} of {len(check.numbers)} numbers agree; {_stated(wrong)}")
+    return Finding("mixed", "mixed", f"{agree} of {len(check.numbers)} numbers agree; {_stated(check.numbers)}")
 
 
 def _stated(numbers: Iterable[Number]) -> str:
@@ -282,7 +282,8 @@ def _stated(numbers: Iterable[Number]) -> str:
     said = []
     for (what, measured, unit), group in groups.items():
         claimed = " and ".join(
-            f"{n.claimed:g}" + (f" (within {n.tolerance:g})" if n.agrees and n.tolerance else "") for n in group
+            f"{n.claimed:g}" + (f" within {n.tolerance:g}" if n.tolerance else "") + (" (agrees)" if n.agrees else "")
+            for n in group
         )
         # No more digits than tell the claims' rounding.
         finest = min((n.tolerance for n in group if n.tolerance), default=0.0)

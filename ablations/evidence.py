@@ -20,6 +20,8 @@ class Outcome:
     Attributes:
       value: the final metric; None when the run diverged, a result that stays in the comparison.
       initial: the metric before training; needed where a diverged run must count as something.
+      broken: it ended with a value that shows that training failed. The value stays in what is compared; a comparison
+        of stability counts the run as diverged.
       parameters, flops, tokens: trained parameters, training FLOPs in total, training tokens; None when
         unknown.
     """
@@ -29,6 +31,7 @@ class Outcome:
     parameters: int | None = None
     flops: float | None = None
     tokens: int | None = None
+    broken: bool = False
 
     @property
     def diverged(self) -> bool:

@@ -218,7 +218,8 @@ def weight_count_formula() -> list[Number]:
 
 @formula
 def rmsnorm_speed() -> list[Number]:
-    """What two authors state, 30% and 10 to 20%, against what `python -m benchmarks.norm` measured last."""
+    """What two authors state, 30% (to the nearest ten) and 10 to 20%, against what `python -m benchmarks.norm` measured
+    last."""
     path = ROOT / "benchmarks" / "results" / "norm.json"
     if not path.is_file():
         raise UserError("The speed of RMSNorm has not been measured: python -m benchmarks.norm --json=" + str(path))

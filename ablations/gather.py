@@ -26,6 +26,7 @@ from transformer.errors import ConfigError
 ENTROPIES = ("unigram", "bigram")
 SOLVED = 95.0  # points
 NEAR = 0.05  # nats above the least loss that a task allows
+RISEN = 1.5  # a loss so many times its own minimum has not recovered
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,6 +167,17 @@ def _outcome(record: Record, metric: str) -> Outcome:
     )
 
 
+def _broken(record: Record, metric: str) -> bool:
+    """Whether training failed although its numbers stayed finite: a loss above the unigram entropy, or above 1.5 times
+    its own minimum over the last tenth of the run."""
+    score, unigram = record.score(metric), record.references.get("unigram")
+    if metric != "loss" or score is None or score.value is None or unigram is None:
+        return False
+    late = [point[1] for point in record.curve if point[0] >= 0.9 * record.tokens]
+    risen = bool(late) and min(late) > RISEN * min(point[1] for point in record.curve)
+    return score.value > unigram or risen
+
+
 def _arm_result(results: Results, arm: str, condition: str, metric: str) -> ArmResult | None:
     """One arm's outcomes at its own best learning rate; None while it has none."""
     found = _find(results, arm, condition)
@@ -182,7 +194,9 @@ def _arm_result(results: Results, arm: str, condition: str, metric: str) -> ArmR
         if member.is_tuning:
             score = record.score(cell.metric)
             value = dataclasses.replace(record, metrics={metric: score.value if score else None})
-            curve.setdefault(member.learning_rate, {})[member.seed] = _outcome(value, metric)
+            curve.setdefault(member.learning_rate, {})[member.seed] = dataclasses.replace(
+                _outcome(value, metric), broken=_broken(record, cell.metric)
+            )
     if not outcomes:
         return None
     return ArmResult(arm, outcomes, best, curve, edge=cell.at_edge(scores))

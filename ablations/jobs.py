@@ -60,8 +60,25 @@ class Job:
         return trains_together(self.cell.config)
 
     def todo(self, records: Mapping[Member, Record]) -> list[Member]:
-        """Members that can be trained now, in order."""
-        return list(dict.fromkeys(member for cell in self.cells for member in store.todo(cell, records)))
+        """Members that can be trained now, in order; then those that were trained when fewer probes were asked."""
+        missing = (member for cell in self.cells for member in store.todo(cell, records))
+        return list(dict.fromkeys((*missing, *self._unprobed(records))))
+
+    def _unprobed(self, records: Mapping[Member, Record]) -> list[Member]:
+        """Members that another question trained, whose weights are here but who lack what a probe measures."""
+        if not self.probes:
+            return []
+        from ablations.probes import PROBES
+
+        asked = {metric for probe in self.probes for metric in PROBES[probe].traits}
+        return [
+            member
+            for member, record in sorted(records.items())
+            if record.state == "done"
+            and not member.is_tuning
+            and not asked <= record.metrics.keys()
+            and (self.directory / member.name / "checkpoints").is_dir()
+        ]
 
     def progress(self) -> Progress:
         """How far it is on disk."""

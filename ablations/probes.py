@@ -122,9 +122,10 @@ def metrics(names: tuple[str, ...]) -> tuple[str, ...]:
     return (*ALWAYS, *(metric for name in names for metric in sorted(PROBES[name].traits)))
 
 
-def measure(names: tuple[str, ...], **member: Any) -> dict[str, float]:
-    """All named probes of one member."""
+def measure(names: tuple[str, ...], config: Config, **member: Any) -> dict[str, float]:
+    """All named probes of one member, with products as precise as its own."""
     found: dict[str, float] = {}
-    for name in names:
-        found.update(PROBES.build(name, **member))
+    with jax.default_matmul_precision(config.numerics.matmul_precision):
+        for name in names:
+            found.update(PROBES.build(name, config=config, **member))
     return found

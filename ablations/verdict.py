@@ -106,6 +106,13 @@ ESTIMATE_NAMES = {
 }
 
 
+def estimate_name(decision: Decision) -> str:
+    """What the estimate of a comparison is; where runs diverged, the middle one stands for their level."""
+    if decision.contrast.type == "level" and decision.analysis is not None and not decision.analysis.interval95:
+        return "median"
+    return ESTIMATE_NAMES[decision.contrast.type]
+
+
 def _numbers(decision: Decision) -> str:
     a, contrast = decision.analysis, decision.contrast
     if a is None or a.missing:
@@ -113,7 +120,7 @@ def _numbers(decision: Decision) -> str:
     signed = "+" if ESTIMATE_NAMES[contrast.type] in ("difference", "claimed best against worst") else ""
     parts = []
     if a.estimate is not None:
-        text = f"{ESTIMATE_NAMES[contrast.type]} {a.estimate:{signed}.4g}"
+        text = f"{estimate_name(decision)} {a.estimate:{signed}.4g}"
         if a.interval95:
             text += f" [{a.interval95[0]:{signed}.4g}, {a.interval95[1]:{signed}.4g}]"
         parts.append(text)

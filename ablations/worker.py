@@ -137,11 +137,14 @@ class _Arm:
 
     def forget_failed(self) -> None:
         """Deletes the failed runs, so that they are trained again; one that another worker has begun again stays. The
-        checkpoint of a population they were part of goes with them."""
+        checkpoint of a population they were part of goes with them. Of a run that ended well and failed when it was
+        measured, the record goes alone."""
         shared = self.job.directory / SHARED
         for member in self.job.failed():
             with contextlib.suppress(BlockingIOError), self._held(member, wait=False):
-                if member in self.job.failed():
+                if member in self.job.failed() and self._ended(member) is not None:
+                    (self.job.directory / member.name / store.RECORD).unlink()
+                elif member in self.job.failed():
                     shutil.rmtree(self.job.directory / member.name)
                     if member.name in self._begun():
                         shutil.rmtree(shared)
@@ -305,7 +308,7 @@ class _Arm:
         from transformer.training.run import load
 
         final: dict[str, dict[str, float]] = {
-            row["split"]: {name: _percent(name, row[name]) for name in FINAL if row.get(name) is not None}
+            row["split"]: {name: _percent(name, _number(row[name])) for name in FINAL if name in row}
             for row in rows
             if row.get("final")
         }
@@ -331,9 +334,15 @@ def _percent(name: str, value: float) -> float:
     return 100.0 * value if name in PERCENT or name == "chance" else value
 
 
+def _number(value: float | None) -> float:
+    """What a file of metrics, which holds no NaN or infinity, says in its place."""
+    return math.nan if value is None else value
+
+
 def _curve(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[tuple[float, ...], ...]:
     """(tokens, metric) during training, at most 100 points."""
-    return store.thin([(r["tokens"], _percent(name, r[name])) for r in rows if name in r and not r.get("final")])
+    shown = (row for row in rows if row.get(name) is not None and not row.get("final"))
+    return store.thin([(row["tokens"], _percent(name, row[name])) for row in shown])
 
 
 def _finite(value: float | None) -> float | None:

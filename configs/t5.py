@@ -10,7 +10,8 @@ validation loss 2.75 nats per target token (one seed, Python 3.11): a check that
 
 The model is that of the paper, weight for weight (tests/golden compares it with Hugging Face's). The recipe differs:
 AdamW instead of Adafactor, half a cosine down from a rate of 1e-3 instead of an inverse square root down from 1e-2, no
-dropout instead of 0.1, and initial weights of one standard deviation instead of one by fan-in for each kernel; a
+dropout instead of 0.1, and initial weights of one standard deviation, smaller where a kernel writes into the residual
+stream, instead of one by fan-in for each kernel; a
 named size keeps the 32,128 rows of its vocabulary but reads the bytes of the default corpus, not C4, until data.source
 and data.vocabulary say otherwise; batches of 32 windows instead of 128 (train.batch_size, train.accumulate).
 """

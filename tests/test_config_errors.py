@@ -120,6 +120,71 @@ IMPOSSIBLE = [
         "model.d_model=33 is odd",
         "choose an even one",
     ),
+    *(
+        (
+            {"model.position.kind": "rope", "data.packing": "segments", **stretched},
+            "data.packing=segments breaks it",
+            "use none",
+        )
+        for stretched in (
+            {"model.position.rope_scaling": "dynamic_ntk"},
+            {"model.position.kind": "learned", "model.position.out_of_range": "interpolate"},
+        )
+    ),
+    (
+        {
+            "model.position.rope_on": "v_only",
+            "model.position.rope_scaling": "yarn",
+            "model.position.rope_attention_factor": 3.0,
+        },
+        "rope_attention_factor=3.0 acts on queries and keys",
+        "leave it at 0",
+    ),
+    (
+        {
+            "model.position.rope_on": "qkv_with_inverse",
+            "model.position.rope_scaling": "ntk",
+            "model.attention.value_dim": 2,
+        },
+        "head dimension 2 has a single frequency",
+        "choose 4 or more",
+    ),
+    *(
+        (
+            {"model.family": "encoder_decoder", "model.attention.weights": weights, "model.position.kind": "none"},
+            f"model.attention.weights={weights}: looks for a token by its position",
+            "use model.cross_attention=pooled or none",
+        )
+        for weights in ("fixed_offset", "shaped")
+    ),
+    (
+        {"model.attention.weights": "shaped", "model.position.kind": "alibi"},
+        "model.position.kind=alibi prevents",
+        "use another kind",
+    ),
+    (
+        {"model.family": "encoder_decoder", "model.init.scheme": "deepnorm"},
+        "model.init.scheme=deepnorm: draws with the beta of a single stack",
+        "use another scheme",
+    ),
+    *(
+        (
+            {"model.init.scheme": scheme, "model.attention.output_projection": "none"},
+            f"model.init.scheme={scheme}: silences a branch by its last kernel",
+            "use another scheme or projection",
+        )
+        for scheme in ("zero", "fixup")
+    ),
+    (
+        {
+            "model.family": "encoder_decoder",
+            "decode.cache": "sink_window",
+            "decode.cache_window": 4,
+            "model.decoder.attention.window": 3,
+        },
+        "model.attention.window=3 hides",
+        "use decode.cache=sliding",
+    ),
     (
         {"model.init.scheme": "xavier", "model.init.std": 0.1},
         "model.init.scheme=xavier",

@@ -144,6 +144,8 @@ def shortened(command: str) -> list[str]:
         return [*python, *words[1:]]
     if words[:4] == ["python", "-m", "ablations", "run"]:  # trains for minutes: shows what it would train instead
         return [*python, "-m", "ablations", "plan", *words[4:]]
+    if words[:4] == ["python", "-m", "ablations", "try"]:
+        return [*python, *words[1:], "--profile=smoke"]
     if words[:3] in (["python", "-m", "ablations"], ["python", "-m", "transformer.analysis.accounting"]):
         return [*python, *words[1:]]
     if words[:3] == ["python", "-m", "transformer.data.ngram"]:  # counts the megabytes of `stdlib` for half a minute
@@ -233,17 +235,19 @@ def test_a_variant_is_added_as_contributing_says():
     (example,) = (content for language, content in blocks(CONTRIBUTING) if language == "python")
     prelude = (
         "import dataclasses\n"
+        "import jax.numpy as jnp\n"
         "from transformer import resolve\n"
         "from transformer.model.normalization import NORMS, Affine\n"
         "from transformer.schema import field\n"
         "resolve({})  # a variant may come at any time, as in a notebook\n"
     )
     check = (
-        'config = resolve({"model": {"norm": {"kind": "crms", "crms_share": 0.25}}})\n'
-        "assert config.model.norm.crms_share == 0.25\n"
-        'stack = {"family": "encoder_decoder", "encoder": {"norm": {"kind": "crms", "crms_share": 0.5}}}\n'
-        'assert dict(resolve({"model": stack}).model.options)["encoder.norm.crms_share"] == 0.5\n'
-        'assert "crms" in NORMS\n'
+        'config = resolve({"model": {"norm": {"kind": "lpnorm", "lp_power": 4.0}, "d_model": 8}})\n'
+        "assert config.model.norm.lp_power == 4.0\n"
+        'stack = {"family": "encoder_decoder", "encoder": {"norm": {"kind": "lpnorm", "lp_power": 1.0}}}\n'
+        'assert dict(resolve({"model": stack}).model.options)["encoder.norm.lp_power"] == 1.0\n'
+        "y = PowerNorm(config.model.norm, 2)(jnp.array([3.0, -4.0]))\n"
+        "assert jnp.allclose(y, jnp.array([3.0, -4.0]) / ((81 + 256) / 2) ** 0.25, atol=1e-4)\n"
     )
     code = "\n".join((prelude, example, check))
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)

@@ -31,6 +31,10 @@ def analyse_slope(contrast: Contrast, evidence: Evidence) -> Analysis:
     if not seeds or any(value is None for row in table for value in row):
         return Analysis(n=len(seeds), missing="a size without a finite value", remedy="run or shrink that size")
     values = np.array(table, dtype=np.float64)
+    if not np.all(values > 0):
+        return Analysis(
+            n=len(seeds), missing="a value without a logarithm", remedy="take a metric that stays above zero"
+        )
     fitted = statistics.slope_estimate(sizes, values)
     fitted = dataclasses.replace(fitted, standard_error=max(fitted.standard_error, FLOAT_NOISE))
     near, off = fitted.equivalence(SLOPE_MARGIN, evidence.claimed), fitted.p_value(evidence.claimed)

@@ -114,7 +114,7 @@ def certainty(report: Row) -> str:
         if len(inferred) > 1:
             parts.append(
                 f"A p value counts after Holm's correction over {len(inferred)} comparisons: the chance of even one "
-                "false alarm among them is at most 5%."
+                "false alarm among them is about 5%."
             )
     checks = [d for d in report["decisions"] if d["type"] in BY_CHECK]
     if checks:
@@ -131,7 +131,7 @@ def certainty(report: Row) -> str:
         verb = "is" if undecided == 1 else "are"
         parts.append(
             f"{undecided} of {plural(len(report['decisions']), 'comparison')} {verb} inconclusive; the table says "
-            "what would settle it."
+            "what would settle it (more seeds: `test_seeds` of a profile, in the config)."
         )
     scales = list(dict.fromkeys(row["scale"] for row in report["conditions"] if row["scale"])) or [report["scale"]]
     if len(scales) > 1:
@@ -178,7 +178,9 @@ ESTIMATES = {
     "recovered fraction": "A recovered fraction is 1 for the baseline, and 0 for what knows nothing but how often each "
     "token occurs (the unigram entropy) or, in a task, guesses.",
     "sensitivity ratio": "A sensitivity is how much worse than at its best learning rate an arm ends, on average over "
-    "the grid; the ratio is above 1 where the first arm is the more sensitive one.",
+    "the grid; the ratio is above 1 where the first arm is the more sensitive one. A run whose loss ends above the "
+    "unigram entropy counts as diverged. Sensitivities or divergences may carry the claim, in either direction, so "
+    "their p values are doubled twice: an interval that just clears the margin does not suffice.",
 }
 
 
@@ -271,7 +273,9 @@ def _registration(report: Row) -> list[str]:
             f"{unknown} {of_all} {'shares' if unknown == 1 else 'share'} runs that were trained for other questions, "
             "whose records do not tell whether this one stood by then."
         )
-    return said or (["What would count as an answer was written down before the data existed."] if known else [])
+    return said or (
+        ["What would count as an answer was written down before the data it is judged by existed."] if known else []
+    )
 
 
 def banner(report: Row) -> str:

@@ -135,7 +135,7 @@ def test_report_judges_and_writes_the_page(lab, tmp_path, capsys):
 def test_explain_tells_the_whole_story(lab, capsys):
     assert lab("explain", "layernorm_removal") == 0
     said = capsys.readouterr().out
-    for part in ("said: ", "decided by: ", "literature: ", "expected before any run: ", "\ntiny: supported\n"):
+    for part in ("said: ", "planned as: ", "registered in tiny: ", "literature: ", "expected before any run: ", "\ntiny: supported\n"):
         assert part in said
     assert "At tiny scale" in said and "page: python -m ablations report tiny --profile=tiny" in said
 

@@ -61,6 +61,13 @@ def curves(test: Sequence[float | None], base: Sequence[float | None], jitter: f
     return Evidence(test=one("test", test, 1), base=one("base", base, 2))
 
 
+def breaking(evidence: Evidence, arm: str, rate: float) -> Evidence:
+    """The same, where all runs of an arm at a rate ended with a number, but broken."""
+    result = getattr(evidence, arm)
+    broken = {seed: dataclasses.replace(run, broken=True) for seed, run in result.curve[rate].items()}
+    return dataclasses.replace(evidence, **{arm: dataclasses.replace(result, curve={**result.curve, rate: broken})})
+
+
 def powers(exponent: float, sd: float, claimed: float = 2.0, n: int = N) -> Evidence:
     sizes = (128.0, 256.0, 512.0, 1024.0)
     slopes = exponent + sd * spread(n)
@@ -474,6 +481,33 @@ def test_stability_waits_for_the_tuning_seeds() -> None:
     registered = contrast("stability", expect="worse")
     assert judge(registered, evidence, setting).verdict == "supported"
     assert judge(registered, evidence, dataclasses.replace(setting, tuning_seeds=N + 1)).verdict == "inconclusive"
+
+
+def test_a_run_that_ends_broken_counts_as_diverged() -> None:
+    """In a comparison of stability, where its loss stays finite but shows that training failed."""
+    claimed, whole = contrast("stability", expect="worse"), curves([1.6, 1.5, 3.9], [1.6, 1.5, 1.7])
+    gone = judge(claimed, curves([1.6, 1.5, None], [1.6, 1.5, 1.7]), QUICK)
+    broken = judge(claimed, breaking(whole, "test", GRID[2]), QUICK)
+    assert (broken.label, broken.p, broken.analysis.estimate) == (gone.label, gone.p, gone.analysis.estimate)
+    assert broken.analysis.rates.test == N and judge(claimed, whole, QUICK).analysis.rates.test == 0
+
+
+def test_a_slope_needs_logarithms() -> None:
+    evidence = powers(2.0, 0.05)
+    points = {size: {seed: 0.0 for seed in values} for size, values in evidence.points.items()}
+    decision = judge(contrast("slope"), dataclasses.replace(evidence, points=points), QUICK)
+    assert decision.verdict == "inconclusive" and "a value without a logarithm" in decision.sentence
+
+
+def test_no_margin_needs_no_number_of_seeds() -> None:
+    decision = judge(contrast("superiority", margin=0.0), pair(0.001, 1.0), QUICK)
+    assert decision.verdict == "inconclusive" and "run more test seeds" in decision.sentence
+
+
+def test_the_level_of_an_arm_with_a_diverged_run_is_a_median() -> None:
+    for lost, name in ((None, "median"), (0.02, "mean")):
+        evidence = Evidence(test=arm("test", [lost, *(0.02 + 0.001 * spread(N - 1))]))
+        assert f"; {name} 0.02" in judge(contrast("level", base="", margin=0.5), evidence, QUICK).sentence
 
 
 def test_a_slope_may_differ_in_size() -> None:

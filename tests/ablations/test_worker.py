@@ -248,6 +248,53 @@ def test_a_failed_tuning_run_leaves_the_arm_undecided(tmp_path):
     assert job.cell.best_learning_rate(store.scores(store.read_arm(job.directory)[0])) is None
 
 
+def test_a_run_that_ends_without_a_number_is_a_result(tmp_path, text, monkeypatch):
+    """Its weights broke in the last step, or on one window of the evaluation: as a file says it, and as its worst."""
+    real = training.train
+
+    def train(config, path, **named):
+        outcome = real(config, path, **named)
+        lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+        broken = [{**row, "loss": None} if row.get("final") else row for row in lines]
+        (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in broken))
+        return outcome
+
+    monkeypatch.setattr(training, "train", train)
+    job = single(tmp_path, text, size={"train.steps": 2})
+    assert run_arm(job.directory) == 0
+    (record,) = store.read_arm(job.directory)[0].values()
+    assert record.state == "done" and record.metrics["loss"] is record.metrics["validation_loss"] is None
+    assert record.score() == store.Score(None) and job.progress().todo == 0
+
+
+def test_what_another_question_trained_is_measured_later(trained, tmp_path):
+    """Its weights are there; only the probe runs."""
+    job, records, _ = trained
+    again = dataclasses.replace(job, directory=Path(shutil.copytree(job.directory, tmp_path / job.directory.name)))
+    asked, alike = Member(1e-2, 0), Member(1e-2, 1)
+    bare = {name: v for name, v in records[asked].metrics.items() if name in probes.ALWAYS}
+    store.write_record(again.directory / asked.name, dataclasses.replace(records[asked], metrics=bare))
+    store.write_record(again.directory / alike.name, dataclasses.replace(records[alike], metrics=bare))
+    shutil.rmtree(again.directory / alike.name / "checkpoints")  # nothing left to measure
+    assert dataclasses.replace(again, probes=()).progress().todo == 0
+    assert again.todo(store.read_arm(again.directory)[0]) == [asked]
+    assert run_arm(again.directory) == 0
+    assert store.read_arm(again.directory)[0][asked] == records[asked]
+    assert events(again.directory / asked.name, "attempt") == 1
+
+
+def test_a_run_that_ended_is_not_trained_again_because_measuring_it_failed(trained, tmp_path):
+    job, records, _ = trained
+    again = dataclasses.replace(job, directory=Path(shutil.copytree(job.directory, tmp_path / job.directory.name)))
+    member = Member(1e-2, 0)
+    failed = store.Record(member, "failed", job.cell.hash, error="out of memory")
+    store.write_record(again.directory / member.name, failed)
+    assert run_arm(again.directory) == 0 and store.read_arm(again.directory)[0][member] == failed
+    assert run_arm(again.directory, retry_failed=True) == 0
+    assert store.read_arm(again.directory)[0] == records
+    assert events(again.directory / member.name, "attempt") == 1
+
+
 def test_numbers_that_are_not_finite_are_no_numbers(tmp_path, text):
     """A run whose every training loss was finite may still have lost its model in the last step."""
     made = worker._Arm(single(tmp_path, text))

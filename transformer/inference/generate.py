@@ -177,7 +177,12 @@ def _bucket(number: int, most: int | None = None) -> int:
 def _streams(seed: int | Sequence[int], batch: int) -> tuple[np.ndarray, np.ndarray]:
     """(seed, stream within the seed) of each row."""
     if isinstance(seed, int | np.integer):
-        return np.full(batch, seed, np.int32), np.arange(batch, dtype=np.int32)
+        return np.full(batch, _folded(seed), np.int32), np.arange(batch, dtype=np.int32)
     if len(seed) != batch:
         raise UserError(f"{len(seed)} seeds were given for {batch} prompts; give one number, or one for each.")
-    return np.asarray(seed, np.int32), np.zeros(batch, np.int32)
+    return np.asarray([_folded(one) for one in seed], np.int32), np.zeros(batch, np.int32)
+
+
+def _folded(seed: int) -> int:
+    """Any integer as one of 32 bits; what fits stays."""
+    return (int(seed) + 2**31) % 2**32 - 2**31

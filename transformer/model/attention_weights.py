@@ -190,8 +190,31 @@ class ShapedParameters:
     zero_query_init: bool = field(True, "W_Q starts at zero, so that shaped attention starts as the identity")
 
 
+def _across(config: Config) -> str | None:
+    """Refuses to look for a position of the text among those of a source, which are no common line."""
+    from transformer.model.cross_attention import CROSS_ATTENTIONS
+    from transformer.model.layer_pattern import has_cross_attention
+
+    model = config.model
+    if has_cross_attention(model) and "no_scores" not in CROSS_ATTENTIONS[model.cross_attention].traits:
+        return (
+            f"looks for a token by its position, which cross_attention={model.cross_attention} cannot do in a source; "
+            "use model.cross_attention=pooled or none."
+        )
+    return None
+
+
 def _keys_that_move(config: Config) -> str | None:
-    attention = config.model.attention
+    from transformer.model.positions import POSITIONS
+
+    attention, kind = config.model.attention, config.model.position.kind
+    if "on_scores" in POSITIONS[kind].traits:
+        return (
+            f"starts as the identity where attention without queries is uniform, which model.position.kind={kind} "
+            "prevents; use another kind."
+        )
+    if (problem := _across(config)) is not None:
+        return problem
     if attention.zero_query_init and attention.tie in ("qk", "qkv"):
         return (
             f"starts W_Q at zero, and with tie={attention.tie} keys are zero too and no gradient would ever move them; "
@@ -258,7 +281,9 @@ class OffsetParameters:
 
 def _backwards(config: Config) -> str | None:
     offset = config.model.attention.offset
-    return f"looks back, but offset={offset} is negative; use 0 or more." if offset < 0 else _without_queries(config)
+    if offset < 0:
+        return f"looks back, but offset={offset} is negative; use 0 or more."
+    return _across(config) or _without_queries(config)
 
 
 @WEIGHTS.register(

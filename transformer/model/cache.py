@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from transformer.config import stack_models
 from transformer.errors import UserError
 from transformer.registry import Registry
 from transformer.schema import Config, field
@@ -186,8 +187,8 @@ def _sinks(config: Config) -> str | None:
             f"decode.cache_sinks={decode.cache_sinks} leaves no window within data.sequence_length={length}; lower it, "
             "or set decode.cache_window."
         )
-    if 0 < config.model.attention.window < decode.cache_sinks + (decode.cache_window or length):
-        window = config.model.attention.window
+    window = stack_models(config)[""].attention.window
+    if 0 < window < decode.cache_sinks + (decode.cache_window or length):
         return f"keeps tokens that model.attention.window={window} hides from most queries; use decode.cache=sliding."
     return _window(config)
 

@@ -106,7 +106,21 @@ class GPT2Scheme(PlainScheme):
         return std / math.sqrt(usual_depth(self.model)) if role == "output" else std
 
 
-@SCHEMES.register("zero", paper="Zhang et al. 2019 (Fixup); Goyal et al. 2017", traits=("silent_branches",))
+def _output_kernels(config: Config) -> str | None:
+    if config.model.attention.output_projection == "none" and config.model.layers != "ffn":
+        return (
+            "silences a branch by its last kernel, which attention has not with "
+            "model.attention.output_projection=none; use another scheme or projection."
+        )
+    return None
+
+
+@SCHEMES.register(
+    "zero",
+    paper="Zhang et al. 2019 (Fixup); Goyal et al. 2017",
+    traits=("silent_branches",),
+    check=_output_kernels,
+)
 class ZeroScheme(PlainScheme):
     """As plain, but kernels that write into the residual stream are zero: every block starts as the identity."""
 
@@ -149,7 +163,11 @@ class XavierScheme(LeCunScheme):
         return math.sqrt(2.0 / sum(shape[-2:])) if role in KERNEL_ROLES else super().std(role, shape, name)
 
 
-@SCHEMES.register("fixup", paper="Zhang et al. 2019 (Fixup)", traits=("silent_branches",), check=_std_unused)
+def _fixup(config: Config) -> str | None:
+    return _output_kernels(config) or _std_unused(config)
+
+
+@SCHEMES.register("fixup", paper="Zhang et al. 2019 (Fixup)", traits=("silent_branches",), check=_fixup)
 class FixupScheme(LeCunScheme):
     """The last kernel of a branch starts at zero, those before it 1 / sqrt(branches) smaller than lecun's.
 
@@ -164,7 +182,13 @@ class FixupScheme(LeCunScheme):
         return shrink * super().std(role, shape, name)
 
 
-@SCHEMES.register("deepnorm", paper="Wang et al. 2022 (DeepNet)", check=_std_unused)
+def _deepnorm(config: Config) -> str | None:
+    if config.model.family == "encoder_decoder":
+        return "draws with the beta of a single stack; use another scheme for an encoder-decoder."
+    return _std_unused(config)
+
+
+@SCHEMES.register("deepnorm", paper="Wang et al. 2022 (DeepNet)", check=_deepnorm)
 class DeepNormScheme(XavierScheme):
     """As xavier, with values, hidden and output kernels beta = (8 * num_layers)^(-1/4) smaller.
 

@@ -18,7 +18,7 @@ from flax import nnx
 from transformer.errors import UserError
 from transformer.model.embeddings import in_float32
 from transformer.model.initialization import parameter
-from transformer.model.rope_scaling import ROPE_SCALINGS
+from transformer.model.rope_scaling import ROPE_SCALINGS, one_text_per_row
 from transformer.registry import Registry
 from transformer.schema import Config, choice, field
 
@@ -161,6 +161,8 @@ def _enough_positions(config: Config) -> str | None:
     if position.out_of_range == "error" and 0 < position.max_length < needed:
         remedy = "raise it, or leave it at 0"
         return f"model.position.max_length={position.max_length} is below data.sequence_length={needed}; {remedy}."
+    if "length_dependent" in OUT_OF_RANGE[position.out_of_range].traits and (problem := one_text_per_row(config)):
+        return f"model.position.out_of_range={position.out_of_range} {problem}"
     return None
 
 
@@ -224,6 +226,12 @@ def _rope(config: Config) -> str | None:
         return (
             f"model.position.rope_fraction={position.rope_fraction} must be at most 1 and leave at least one of the "
             f"{head_dim // 2} pairs of a head; model.position.kind=none rotates nothing."
+        )
+    factor = getattr(position, "rope_attention_factor", 0.0)
+    if position.rope_on == "v_only" and factor:
+        return (
+            f"model.position.rope_attention_factor={factor} acts on queries and keys, which "
+            "model.position.rope_on=v_only does not turn; leave it at 0."
         )
     return _positive_base("rope_base", position.rope_base)
 

@@ -52,8 +52,17 @@ def _factor(config: Config) -> str | None:
 
 
 def _two_pairs(config: Config) -> str | None:
-    head_dim = config.model.attention.head_dim or config.model.d_model // config.model.attention.num_heads
-    return None if head_dim > 2 else f"the head dimension {head_dim} has a single frequency; choose 4 or more."
+    attention, values_turn = config.model.attention, config.model.position.rope_on != "qk"
+    head_dim = attention.head_dim or config.model.d_model // attention.num_heads
+    narrowest = min(head_dim, attention.value_dim or head_dim) if values_turn else head_dim
+    return None if narrowest > 3 else f"the head dimension {narrowest} has a single frequency; choose 4 or more."
+
+
+def one_text_per_row(config: Config) -> str | None:
+    """Refuses packed rows where the length of a text is read off its row."""
+    if config.data.packing != "none":
+        return f"takes the length of a text from its row, so data.packing={config.data.packing} breaks it; use none."
+    return None
 
 
 def _original_length(config: Config) -> str | None:
@@ -103,7 +112,7 @@ class OriginalLength:
     parameters=OriginalLength,
     paper="Peng et al. 2023 (YaRN), section 3.3",
     traits=("length_dependent",),
-    check=lambda config: _original_length(config) or _two_pairs(config),
+    check=lambda config: _original_length(config) or _two_pairs(config) or one_text_per_row(config),
 )
 class DynamicNTK(Unscaled):
     """As ntk, with the factor that the text at hand needs: none up to the original length, then length / original."""

@@ -25,8 +25,12 @@ def tap(name: str, x: jax.Array) -> jax.Array:
 
 @contextlib.contextmanager
 def observing(observer: Observer) -> Iterator[None]:
-    """Routes every tap in the block through `observer(name, x) -> x`. Under `jax.jit`, enter it while tracing."""
-    token = _observer.set(observer)
+    """Routes every tap in the block through `observer(name, x) -> x`. Under `jax.jit`, enter it while tracing.
+
+    Blocks nest: what an inner observer makes of a value is what the one around it gets.
+    """
+    around = _observer.get()
+    token = _observer.set(observer if around is None else lambda name, x: around(name, observer(name, x)))
     try:
         yield
     finally:
