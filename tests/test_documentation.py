@@ -246,7 +246,7 @@ def test_a_variant_is_added_as_contributing_says():
         "assert config.model.norm.lp_power == 4.0\n"
         'stack = {"family": "encoder_decoder", "encoder": {"norm": {"kind": "lpnorm", "lp_power": 1.0}}}\n'
         'assert dict(resolve({"model": stack}).model.options)["encoder.norm.lp_power"] == 1.0\n'
-        "y = PowerNorm(config.model.norm, 2)(jnp.array([3.0, -4.0]))\n"
+        "y = PowerNorm(config.model.norm, 2).normalize(jnp.array([3.0, -4.0]), None)\n"
         "assert jnp.allclose(y, jnp.array([3.0, -4.0]) / ((81 + 256) / 2) ** 0.25, atol=1e-4)\n"
     )
     code = "\n".join((prelude, example, check))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import shutil
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from ablations import catalog, checks, claims, commands, jobs, push, store, summary
+from ablations import catalog, checks, claims, commands, committed, explain, jobs, push, store, summary
 from ablations.__main__ import main
 from ablations.cells import Member
 from ablations.evidence import ExactCheck
@@ -135,9 +136,31 @@ def test_report_judges_and_writes_the_page(lab, tmp_path, capsys):
 def test_explain_tells_the_whole_story(lab, capsys):
     assert lab("explain", "layernorm_removal") == 0
     said = capsys.readouterr().out
-    for part in ("said: ", "planned as: ", "registered in tiny: ", "literature: ", "expected before any run: ", "\ntiny: supported\n"):
+    for part in (
+        "said: ",
+        "planned as: ",
+        "registered in tiny: ",
+        "literature: ",
+        "expected before any run: ",
+        "\ntiny: supported\n",
+    ):
         assert part in said
     assert "At tiny scale" in said and "page: python -m ablations report tiny --profile=tiny" in said
+
+
+def test_explain_of_every_kind_of_claim(tmp_path, monkeypatch):
+    """One that a budget leaves out, a control, and one that only budgets without verdicts ask among them."""
+    monkeypatch.setattr(catalog, "names", lambda: ["controls", "decoding", "no_ffn"])
+    monkeypatch.setattr(committed, "kept", lambda: [])
+    judged = functools.cache(lambda name: list(real(name, catalog.load(name), tmp_path)))
+    real = explain._judged
+    monkeypatch.setattr(explain, "_judged", lambda name, *_: judged(name))
+    asked = {contrast.claim: name for name in catalog.names() for contrast in catalog.load(name).contrasts}
+    assert {"ffn_removal_catastrophic", "halved_width_is_detected", "temperature_entropy"} <= asked.keys()
+    for claim, name in asked.items():
+        told = [line for line, _ in explain.lines(claim, tmp_path)]
+        assert any(line.startswith(f"registered in {name}: ") for line in told), claim
+        assert told[-1].startswith(("  run again: ", f"not measured yet: python -m ablations run {name}")), claim
 
 
 def test_explain_of_what_no_config_asks(lab, capsys):

@@ -134,7 +134,8 @@ def test_a_repetition_stands_beside_the_first_estimates(trained, configs, capsys
     row = next(line for line in repeated.splitlines() if "tiny: other − base" in line).split("|")
     assert "+0.1 [" in row[2] and "+0.2 [" in row[3]
     assert "supported, 8 seeds<br>learning rates other 0.01, base 0.01" in row[3]
-    assert "[tiny](tiny/tiny/report.md) and [tiny@100](tiny/tiny@100/report.md)" in row[4]
+    assert "[tiny](tiny/tiny/report.md) and [tiny@100](tiny/tiny@100/report.md)" in row[5]
+    assert row[4].strip() == "yes" and "In 1 of 1 comparisons the two 95% intervals do not overlap." in repeated
 
 
 def test_a_repetition_that_blew_up_is_not_left_out(trained, configs):

@@ -211,7 +211,9 @@ def test_sentences_follow_the_data():
     assert "2 arms were run" in words.asked(data)
     assert "The comparison rests on 3 pairs of runs." in words.certainty(data)
     assert "Holm" not in words.certainty(data)
-    assert "What would count as an answer was written down before the data existed." in words.certainty(data)
+    assert "What would count as an answer was written down before the data it is judged by existed." in words.certainty(
+        data
+    )
     data["verdicts"] = False
     assert words.certainty(data).startswith("Not at all: the demo profile")
 
