@@ -59,8 +59,11 @@ def keep(name: str, profile: str, runs: Path, results: Path | None = None) -> Pa
 
 
 def _fuller(old: Mapping[Member, Record], new: Mapping[Member, Record]) -> dict[Member, Record]:
-    """Both together; the new record of a member counts, unless it lacks what was measured on the old one."""
-    return {**old, **{m: r for m, r in new.items() if m not in old or old[m].metrics.keys() <= r.metrics.keys()}}
+    """Both together; the new record of a member counts, unless it ended as well and less was measured on it."""
+    bare = {
+        m for m, r in new.items() if m in old and r.state == "done" and not old[m].metrics.keys() <= r.metrics.keys()
+    }
+    return {**old, **{member: record for member, record in new.items() if member not in bare}}
 
 
 def kept(results: Path | None = None) -> list[tuple[str, str]]:

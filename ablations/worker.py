@@ -143,7 +143,8 @@ class _Arm:
         for member in self.job.failed():
             with contextlib.suppress(BlockingIOError), self._held(member, wait=False):
                 if member in self.job.failed() and self._ended(member) is not None:
-                    (self.job.directory / member.name / store.RECORD).unlink()
+                    for name in (store.RECORD, "error.txt"):
+                        (self.job.directory / member.name / name).unlink(missing_ok=True)
                 elif member in self.job.failed():
                     shutil.rmtree(self.job.directory / member.name)
                     if member.name in self._begun():

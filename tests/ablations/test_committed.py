@@ -73,6 +73,22 @@ def test_members_trained_elsewhere_add_up(trained):
     assert len(records) == 17 and records[Member(1e-2, 40)].metrics["loss"] == 3.0
 
 
+def test_what_was_measured_on_a_member_stays_kept(trained):
+    """Where it was trained once more for another question, without the probe; another outcome counts all the same."""
+    cell = arm(MADE, "other")
+    folder = cell.directory(trained / "runs")
+    (member, lost), first = sorted(store.read_arm(folder)[0])[-2:], store.read_arm(folder)[0]
+    probed = dataclasses.replace(first[member], metrics={**first[member].metrics, "prefix_loss": 2.0})
+    store.write_record(folder / member.name, probed)
+    store.write_record(folder / lost.name, dataclasses.replace(first[lost], metrics={"loss": 1.0, "prefix_loss": 2.0}))
+    kept(trained)
+    diverged = dataclasses.replace(first[lost], state="diverged", metrics={})
+    store.write_record(folder / member.name, first[member])
+    store.write_record(folder / lost.name, diverged)
+    records = store.read_arm(cell.directory(kept(trained)))[0]
+    assert records[member] == probed and records[lost] == diverged
+
+
 def test_an_arm_keeps_the_name_it_has(trained):
     """Wherever its next members were trained, and whatever it is called there."""
     folder = kept(trained)

@@ -289,10 +289,12 @@ def test_a_run_that_ended_is_not_trained_again_because_measuring_it_failed(train
     member = Member(1e-2, 0)
     failed = store.Record(member, "failed", job.cell.hash, error="out of memory")
     store.write_record(again.directory / member.name, failed)
+    (again.directory / member.name / "error.txt").touch()
     assert run_arm(again.directory) == 0 and store.read_arm(again.directory)[0][member] == failed
     assert run_arm(again.directory, retry_failed=True) == 0
     assert store.read_arm(again.directory)[0] == records
     assert events(again.directory / member.name, "attempt") == 1
+    assert not (again.directory / member.name / "error.txt").exists()
 
 
 def test_numbers_that_are_not_finite_are_no_numbers(tmp_path, text):
