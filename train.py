@@ -37,7 +37,8 @@ def main() -> int:
     outcome = train(chosen.config, workdir, name=chosen.name, arm=chosen.arm, quiet=QUIET.value)
     if not QUIET.value:
         numbers = {k: v for k, v in outcome.summary.items() if k.endswith(("loss", "bits_per_byte")) and v is not None}
-        print(f"{outcome.state}: " + "  ".join(f"{k}={v:.4f}" for k, v in numbers.items()))
+        said = "  ".join(f"{k}={v:.4f}" for k, v in numbers.items())
+        print(f"{outcome.state}: {said}" if said else outcome.state)
         print(f"run directory: {os.path.relpath(outcome.path)}")
     return outcome.exit_code
 
