@@ -161,13 +161,13 @@ def execute(command: str, folder: Path) -> str:
         "WANDB_MODE": "offline" if " push " in command else "disabled",
     }
     done = subprocess.run(
-        shortened(command), cwd=folder, env=environment, capture_output=True, text=True, timeout=240, errors="replace"
+        shortened(command), cwd=folder, env=environment, capture_output=True, text=True, timeout=600, errors="replace"
     )
     assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
     return done.stdout
 
 
-@pytest.mark.timeout(900)  # some twenty commands, each a process of its own
+@pytest.mark.timeout(1800)  # some twenty commands, each a process of its own
 def test_readme_runs_from_top_to_bottom(clone, monkeypatch):
     shown = commands(README)
     assert shown[0] == "make demo" and "make test" in shown
@@ -202,6 +202,7 @@ def test_contributing_runs(clone):
         execute(command, clone)
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
 def test_docstrings_of_configs_run(config, clone):
     """Every config shows how to run it."""
