@@ -53,6 +53,7 @@ class Adjusted:
 
     primary: float
     counter: float
+    partial: float
 
 
 def passes(test: Significance, adjusted: float) -> bool:
@@ -164,7 +165,7 @@ def catastrophe(contrast: Contrast, evidence: Evidence, a: Analysis, adjusted: A
     """Recovered fraction below 1/4 and significantly below 1/2, or above 3/4 and above 1/2, or in between.
 
     One-sided at 0.05, so the 90% interval is the one that lies on one side of 1/2. In between is "mixed" when
-    the 95% interval shows that something is lost (below 1) and something is left (above 0).
+    something is significantly lost and something significantly left.
     """
     essential = contrast.expect != "better"  # else the claim is that the part is dispensable
     lost, lost_p = (a.primary, adjusted.primary) if essential else (a.counter, adjusted.counter)
@@ -175,14 +176,17 @@ def catastrophe(contrast: Contrast, evidence: Evidence, a: Analysis, adjusted: A
     if a.effect > KEPT and passes(kept, kept_p):
         reason = "more than three quarters of what the baseline learned is left"
         return _either_way(not essential, reason)
-    partly = a.interval95 is not None and a.interval95[0] > 0 and a.interval95[1] < 1
-    if LOST <= a.effect <= KEPT and partly:
-        return Finding("mixed", "mixed, partly lost", "part of what the baseline learned is left", significant=True)
+    if LOST <= a.effect <= KEPT and passes(a.partial, adjusted.partial):
+        numbers = f"p = {a.partial.p:.3g}, Holm p = {adjusted.partial:.3g}"
+        reason = f"part of what the baseline learned is lost and part is left ({numbers})"
+        return Finding("mixed", "mixed, partly lost", reason, significant=True)
     for test, level in ((lost, lost_p), (kept, kept_p)):
         if not test.agree:
             return _disagreement(test)
         if test.p <= ALPHA < level:
             return _not_after_holm(test.p, level)
+    if LOST <= a.effect <= KEPT and a.partial.p <= ALPHA < adjusted.partial:
+        return _not_after_holm(a.partial.p, adjusted.partial)
     return _inconclusive("the recovered fraction is too uncertain", "run more test seeds")
 
 

@@ -149,10 +149,10 @@ def judge_all(
 ) -> list[Decision]:
     """The verdict on every contrast under each of its conditions, adjusted together.
 
-    Holm (1979) runs over claim x condition, once for the p values of the claims and once for those against
-    them: the two null hypotheses of a contrast exclude each other. What has not been run yet counts as p = 1,
-    so a verdict given early can only be confirmed by what comes later. Exact and formula claims infer nothing
-    and stay outside.
+    Holm (1979) runs over claim x condition: once for the p values of the claims, once for those against them (the two
+    null hypotheses of a contrast exclude each other), and once for those that a part of what was learned is lost and a
+    part left. What has not been run yet counts as p = 1, so a verdict given early can only be confirmed by what comes
+    later. Exact and formula claims infer nothing and stay outside.
 
     Args:
       contrasts: all registered contrasts of one config.
@@ -172,8 +172,10 @@ def judge_all(
         analyses[i] = Analysis(missing="not run", remedy="run it") if known is None else analyse(compared[i][0], known)
     primary = np.array([analyses[i].primary.p for i in inferred])
     counter = np.array([analyses[i].counter.p for i in inferred])
-    columns = zip(inferred, holm(primary), holm(counter), benjamini_hochberg(primary), strict=True)
-    adjusted = {i: (Adjusted(float(p), float(against)), float(q)) for i, p, against, q in columns}
+    partial = np.array([analyses[i].partial.p for i in inferred])
+    levels = zip(*map(holm, (primary, counter, partial)), strict=True)
+    columns = zip(inferred, levels, benjamini_hochberg(primary), strict=True)
+    adjusted = {i: (Adjusted(*map(float, level)), float(q)) for i, level, q in columns}
     return [
         _inferred(contrast, name, found[i] or Evidence(), setting, analyses[i], *adjusted[i])
         if i in analyses

@@ -36,7 +36,8 @@ def analyse_catastrophe(contrast: Contrast, evidence: Evidence) -> Analysis:
 
     R = (trivial - test) / (trivial - base). R < 1/2 exactly when e = (test - trivial) - (base - trivial) / 2
     is on the bad side of zero on average: the one-sided t test of e is Fieller's test of R = 1/2, and e can
-    be sign-flipped.
+    be sign-flipped. That something is left (R > 0) and something is lost (R < 1) is tested in the same way, each at
+    2.5%, as the 95% interval has it; both must hold, so the larger p counts.
     """
     arms = two_arms(evidence)
     if isinstance(arms, Analysis):
@@ -53,6 +54,12 @@ def analyse_catastrophe(contrast: Contrast, evidence: Evidence) -> Analysis:
     recovered = statistics.recovered_fraction(evidence.trivial, test, base, 0.95)
     lost = Significance(mean.p_value(0.0, "less"), statistics.sign_flip(excess, 0.0, "less"))
     kept = Significance(mean.p_value(0.0, "greater"), statistics.sign_flip(excess, 0.0, "greater"))
+    above, below = good * (test - evidence.trivial), good * (base - test)
+    left, gone = statistics.sample_estimate(above), statistics.sample_estimate(below)
+    partial = Significance(
+        min(1.0, 2 * max(left.p_value(0.0, "greater"), gone.p_value(0.0, "greater"))),
+        min(1.0, 2 * max(statistics.sign_flip(x, 0.0, "greater") for x in (above, below))),
+    )
     return _oriented(
         contrast,
         Analysis(
@@ -60,6 +67,7 @@ def analyse_catastrophe(contrast: Contrast, evidence: Evidence) -> Analysis:
             n=len(seeds),
             primary=lost,
             counter=kept,
+            partial=partial,
             estimate=finite(recovered.value),
             interval90=bounded(statistics.recovered_fraction(evidence.trivial, test, base, 0.90).interval),
             interval95=bounded(recovered.interval),

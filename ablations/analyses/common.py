@@ -48,6 +48,7 @@ class Analysis:
       n: paired seeds.
       primary: for the claim; two-sided where it has a direction, and the sign of `effect` says which side.
       counter: against it where `primary` cannot speak: no practical difference, or one beyond the margin.
+      partial: of a fraction, that it is neither nothing nor all.
       estimate, interval90, interval95: test - base in units of the metric, or the ratio, fraction or exponent
         judged; None if unknown or unbounded.
       effect: the estimate turned to the claimed direction, used for deciding; infinite when most seeds
@@ -64,6 +65,7 @@ class Analysis:
     n: int = 0
     primary: Significance = NOTHING
     counter: Significance = NOTHING
+    partial: Significance = NOTHING
     estimate: float | None = None
     interval90: Interval | None = None
     interval95: Interval | None = None

@@ -492,6 +492,19 @@ def test_a_run_that_ends_broken_counts_as_diverged() -> None:
     assert broken.analysis.rates.test == N and judge(claimed, whole, QUICK).analysis.rates.test == 0
 
 
+def test_partly_lost_is_decided_after_holm() -> None:
+    """Alone the same numbers would be mixed; among ten comparisons of which no other shows anything, they are not."""
+    claims = [contrast("catastrophe", claim=f"claim{i}") for i in range(10)]
+    uncertain = pair(1.0, 1.0, **FAIR)  # R = 1/2, the 95% interval within 0 and 1
+    flat = pair(1.0, 30.0, **FAIR)
+    evidence = {(c.hash, "default"): uncertain if c is claims[0] else flat for c in claims}
+    assert judge(claims[0], uncertain, QUICK).label == "mixed, partly lost"
+    among = judge_all(claims, evidence, QUICK)[0]
+    assert among.verdict == "inconclusive" and "not among the claims of this config" in among.sentence
+    clear = judge_all(claims, {**evidence, (claims[0].hash, "default"): pair(1.0, 0.3, **FAIR)}, QUICK)[0]
+    assert clear.label == "mixed, partly lost" and "part is left (p = " in clear.sentence
+
+
 def test_a_slope_needs_logarithms() -> None:
     evidence = powers(2.0, 0.05)
     points = {size: {seed: 0.0 for seed in values} for size, values in evidence.points.items()}
