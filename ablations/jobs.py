@@ -70,13 +70,15 @@ class Job:
             return []
         from ablations.probes import PROBES
 
-        asked = {metric for probe in self.probes for metric in PROBES[probe].traits}
+        def lacks(probe: str, record: Record) -> bool:
+            return probe not in record.probes and not PROBES[probe].traits <= record.metrics.keys()
+
         return [
             member
             for member, record in sorted(records.items())
             if record.state == "done"
             and not member.is_tuning
-            and not asked <= record.metrics.keys()
+            and any(lacks(probe, record) for probe in self.probes)
             and (self.directory / member.name / "checkpoints").is_dir()
         ]
 

@@ -33,6 +33,7 @@ class Record:
         way, by name.
       train_curve: [tokens, train loss, gradient norm].
       contrasts: `ablation:claim:hash` of every contrast registered when its training began.
+      probes: those that were asked of it, whether they found something to measure or not.
     """
 
     member: Member
@@ -54,6 +55,7 @@ class Record:
     fingerprint: str = ""
     contrasts: tuple[str, ...] = ()
     environment: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    probes: tuple[str, ...] = ()
 
     def score(self, metric: str = "loss") -> Score | None:
         """What it says about its learning rate, on validation; None if it failed or was not measured: nothing."""
@@ -107,7 +109,7 @@ def _record(content: dict[str, Any]) -> Record:
     for name in ("curve", "train_curve"):
         content[name] = tuple(tuple(point) for point in content[name])
     content["curves"] = {name: tuple(map(tuple, curve)) for name, curve in content.get("curves", {}).items()}
-    content["contrasts"] = tuple(content["contrasts"])
+    content |= {name: tuple(content.get(name, ())) for name in ("contrasts", "probes")}
     return Record(**content)
 
 

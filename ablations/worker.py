@@ -293,6 +293,7 @@ class _Arm:
             fingerprint=summary["fingerprint"],
             contrasts=contrasts,
             environment=_environment(path),
+            probes=self.job.probes if outcome.state == "done" and not member.is_tuning else (),
         )
 
     def _references(self) -> dict[str, float]:

@@ -23,6 +23,7 @@ import pytest
 from ablations import jobs, probes, store, worker
 from ablations.cells import Member
 from ablations.jobs import Job
+from ablations.schema import Arm
 from ablations.worker import run_arm
 from tests.ablations.lab import ablation, arm, quick_run, write_text
 from transformer.errors import ConfigError, UserError
@@ -273,14 +274,27 @@ def test_what_another_question_trained_is_measured_later(trained, tmp_path):
     again = dataclasses.replace(job, directory=Path(shutil.copytree(job.directory, tmp_path / job.directory.name)))
     asked, alike = Member(1e-2, 0), Member(1e-2, 1)
     bare = {name: v for name, v in records[asked].metrics.items() if name in probes.ALWAYS}
-    store.write_record(again.directory / asked.name, dataclasses.replace(records[asked], metrics=bare))
-    store.write_record(again.directory / alike.name, dataclasses.replace(records[alike], metrics=bare))
+    for member in (asked, alike):
+        unprobed = dataclasses.replace(records[member], metrics=bare, probes=())
+        store.write_record(again.directory / member.name, unprobed)
     shutil.rmtree(again.directory / alike.name / "checkpoints")  # nothing left to measure
     assert dataclasses.replace(again, probes=()).progress().todo == 0
     assert again.todo(store.read_arm(again.directory)[0]) == [asked]
     assert run_arm(again.directory) == 0
     assert store.read_arm(again.directory)[0][asked] == records[asked]
     assert events(again.directory / asked.name, "attempt") == 1
+
+
+def test_a_probe_that_finds_nothing_to_measure_is_asked_once(tmp_path, text):
+    """`exposure` has nothing to say of a model that sees the future, which cannot write."""
+    changed = {"arms": {"base": Arm({"model.attention.mask": "none"})}, "contrasts": ()}
+    made = dataclasses.replace(ablation(text, rates=(1e-2,), seeds=1, size={"train.steps": 2}), **changed)
+    cell = arm(made)
+    job = Job(cell.directory(tmp_path), (cell,), probes=("exposure",))
+    job.write()
+    assert run_arm(job.directory) == 0
+    (record, *_) = store.read_arm(job.directory)[0].values()
+    assert record.state == "done" and record.probes == ("exposure",) and "exposure_gap" not in record.metrics
 
 
 def test_a_run_that_ended_is_not_trained_again_because_measuring_it_failed(trained, tmp_path):

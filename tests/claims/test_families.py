@@ -125,8 +125,8 @@ class TestCrossAttentionDefinition:
         """Keys and values from the decoder's own side."""
         read = CrossAttention.read
 
-        def own(self, x_BTD, q, k, v, positions, context):
-            return read(self, x_BTD, q, *self.keys_values(x_BTD), positions[:, :1], context)
+        def own(self, x_BTD, q, k, v, positions, context, unplaced):
+            return read(self, x_BTD, q, *self.keys_values(x_BTD), positions[:, :1], context, unplaced)
 
         monkeypatch.setattr(CrossAttention, "read", own)
         with pytest.raises(AssertionError):

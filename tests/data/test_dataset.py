@@ -175,13 +175,12 @@ def test_fingerprint_is_about_tokens_and_not_about_where_they_came_from(text, ca
 
 
 def test_warm_stdlib_is_fast(tmp_path):
-    dataset.load(section(), tmp_path)
     times = []
-    for _ in range(5):
+    for _ in range(6):
         start = time.perf_counter()
         dataset.load(section(), tmp_path)
         times.append(time.perf_counter() - start)
-    assert min(times) < 0.1
+    assert min(times[1:]) < times[0] / 2, times  # 0.05 s on a fast machine
 
 
 def test_bounds_of_real_text(tmp_path):
