@@ -8,7 +8,7 @@ from typing import Any
 
 from ablations import catalog, checks, claims, committed, summary
 from ablations.profiles import DEFAULT_PROFILE
-from ablations.schema import PERCENT, Ablation, Contrast
+from ablations.schema import UNITS, Ablation, Contrast
 
 
 def lines(claim: str, runs: Path) -> Iterator[tuple[str, bool]]:
@@ -68,8 +68,8 @@ def registered(contrast: Contrast) -> str:
     if contrast.expect:
         said += f", {contrast.test} expected {contrast.expect}"
     if contrast.type in ("superiority", "equivalence", "level", "ordering"):
-        unit = "points" if contrast.metric in PERCENT else "nats per token"
-        said += f", {'value' if contrast.type == 'level' else 'margin'} {contrast.margin:g} {unit}"
+        amount = f"{contrast.margin:g} {UNITS.get(contrast.metric, '')}".rstrip()
+        said += f", {'value' if contrast.type == 'level' else 'margin'} {amount}"
     return said + (f" (under {', '.join(contrast.conditions)})" if contrast.conditions else "")
 
 
