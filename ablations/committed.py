@@ -290,8 +290,8 @@ def _picture(prefix: str) -> str:
         "Different: clearly apart, where no difference was claimed. Partly lost: between a quarter and three quarters "
         "of what the baseline learned, the recovered fraction, is left. Each arm has its own best learning rate, "
         f"chosen on few seeds: no interval takes that choice in, and [repetitions on other seeds]({prefix}README.md"
-        "#repeated-on-other-seeds) show how far it can move a number. The name under what is said tells the whole story: "
-        "`python -m ablations explain no_mask_cheating`.*\n\n"
+        "#repeated-on-other-seeds) show how far it can move a number. The name under what is said tells the whole "
+        "story: `python -m ablations explain no_mask_cheating`.*\n\n"
     )
 
 

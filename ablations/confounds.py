@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -24,6 +25,7 @@ class Parameter:
     initial: np.ndarray
 
 
+@functools.lru_cache(maxsize=2)  # the baseline is compared with one arm after another
 def parameters(config: Config) -> dict[str, Parameter]:
     """Every parameter of a config by name, with the initial numbers of its seed."""
     _, declared, _ = split(declare(config))

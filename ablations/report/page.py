@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import statistics
 from collections.abc import Callable, Sequence
@@ -58,6 +59,7 @@ class _Raw(str):
     """Text that is Markdown already."""
 
 
+@functools.cache  # it keeps the templates that it has compiled
 def environment(markdown: bool = False) -> jinja2.Environment:
     """Templates in which every value is escaped unless it says that it is markup."""
     return jinja2.Environment(

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from altair.utils.schemapi import debug_mode
+
 from ablations.report import page
 from ablations.report.contract import canonical_json, complete
 from ablations.report.figures import gradient_norms, learning_curves, learning_rate_curves
@@ -44,5 +46,6 @@ def write_report(data: Mapping[str, Any], folder: Path) -> list[Path]:
 
 def draw(report: Row) -> list[Figure]:
     """Every figure there is data for, in the order of the page."""
-    drawn = (function(report) for function in FIGURES)
+    with debug_mode(False):  # checking every part against Altair's schema takes longer than drawing; the tests do it
+        drawn = [function(report) for function in FIGURES]
     return [figure for figure in drawn if figure is not None]

@@ -22,9 +22,12 @@ pytest.importorskip("altair", reason="reports need the extra [report]")
 pytest.importorskip("jinja2", reason="reports need the extra [report]")
 pytest.importorskip("vl_convert", reason="reports need the extra [report]")
 
+from altair.utils.schemapi import SchemaValidationError
+
 from ablations import claims
-from ablations.report import report_folder, write_index, write_report
+from ablations.report import report_folder, write, write_index, write_report
 from ablations.report.contract import complete
+from ablations.report.drawing import Sheet
 from ablations.report.index import suite
 from ablations.report.page import markdown_text
 from ablations.verdict import Overall
@@ -150,6 +153,18 @@ def test_every_arm_and_seed_is_drawn(size, small, big):
     html = _page(folder / "report.html")
     inline = Counter((a["data-arm"], a["data-seed"]) for _, a in html.elements if a.get("data-mark") == "seed")
     assert sum(inline.values()) == sum(curves.values()) + sum(norms.values())
+
+
+def test_every_part_of_a_chart_is_one_that_vega_lite_knows(small, monkeypatch):
+    """`write_report` leaves this check out, for it takes longer than the drawing."""
+    report = complete(report_data())
+    checked = [figure for draw in write.FIGURES if (figure := draw(report))]
+    assert {f"{figure.name}.svg": figure.file() for figure in checked} == {
+        path.name: path.read_text() for path in (small / "figures").glob("*.svg")
+    }
+    monkeypatch.setattr(Sheet, "upright", lambda sheet, *_: sheet._layer([]).mark_rule(strokeDash="dotted"))
+    with pytest.raises(SchemaValidationError, match="dotted"):
+        [draw(report) for draw in write.FIGURES]
 
 
 def test_means_chosen_rates_and_references_are_marked(small):
