@@ -26,6 +26,8 @@ demo: $(INSTALLED)  ## ask one question: train both arms, judge, write the page;
 	$(PY) -m ablations $(DEMO) $(ARGS)
 
 # Work is stolen at the end only, so the tests of a file stay together and share their fixtures and compiled programs.
+# The commands that tests start find this project's modules compiled, also where the caller's Python writes none.
+test: export PYTHONDONTWRITEBYTECODE =
 test: $(INSTALLED)  ## run every test that takes seconds
 	$(PY) -m pytest -n 2 --dist=worksteal -q tests $(ARGS)
 

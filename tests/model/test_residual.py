@@ -126,6 +126,10 @@ def test_fixup_shrinks_what_is_inside_a_branch():
     wanted = {"output": 0.0, "embedding": 1 / 8, "unembedding": 1 / 8}
     assert stds("fixup") == pytest.approx({**dict.fromkeys(reads, 1 / 32), **wanted}, rel=0.03)  # 16 branches
     assert stds("lecun")["hidden"] == pytest.approx(1 / 8, rel=0.03)
+    heads = {"model.family": "encoder", "model.head.kind": "mlm", "model.d_model": 64, "model.init.std": 0.02}
+    made = build(tiny({**heads, "model.init.scheme": "fixup"}))
+    assert made.head.dense.kernel[...].std() == pytest.approx(1 / 8, rel=0.05)  # not in a branch
+    assert made.blocks[0].ffn.branch.up.kernel[...].std() == pytest.approx(1 / 16, rel=0.05)
 
 
 @pytest.mark.parametrize("scheme", ["zero", "fixup"])

@@ -178,7 +178,8 @@ class FixupScheme(LeCunScheme):
     def std(self, role: str, shape: tuple[int, ...], name: str) -> float:
         if role == "output":
             return 0.0
-        shrink = max(1, num_sublayers(self.model)) ** -0.5 if role in BRANCH_ROLES else 1.0  # L^(-1/(2m-2)), m = 2
+        inside = role in BRANCH_ROLES and not name.startswith("head.")
+        shrink = max(1, num_sublayers(self.model)) ** -0.5 if inside else 1.0  # L^(-1/(2m-2)), m = 2
         return shrink * super().std(role, shape, name)
 
 
