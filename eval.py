@@ -37,7 +37,7 @@ def main() -> int:
     from transformer.inference.checks import CHECKS as REGISTRY
     from transformer.inference.checks import open_subject
     from transformer.inference.show import show
-    from transformer.training.jsonfiles import write_json
+    from transformer.training.jsonfiles import strict, write_json
     from transformer.training.run import load
 
     entries = [REGISTRY[name] for name in CHECKS.value]
@@ -52,7 +52,8 @@ def main() -> int:
             results[entry.name] = entry.build(subject)
             show(entry.name, results[entry.name])
     path = Path(WORKDIR.value) / "eval.json"
-    write_json(path, {"step": run.step, "split": SPLIT.value, "checkpoint": CHECKPOINT.value, **results})
+    found = {"step": run.step, "split": SPLIT.value, "checkpoint": CHECKPOINT.value, **results}
+    write_json(path, strict(found))
     print(f"written to {path}")
     return 0
 

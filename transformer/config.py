@@ -493,11 +493,11 @@ def identity(config: Config) -> dict[str, Any]:
     """What makes a run this run: its difference from the schema's defaults, views excluded."""
     known = known_fields()
     flat = to_flat(config)
-    flat["train.init_from"] = _run_identity(flat["train.init_from"])
+    flat["train.init_from"] = run_identity(flat["train.init_from"])
     return {p: v for p, v in sorted(flat.items()) if v != known[p].default and not is_view(p)}
 
 
-def _run_identity(path: str) -> str:
+def run_identity(path: str) -> str:
     """What stands for a run directory in the identity of a run that starts from it: its config, data and length,
     wherever it lies. The path itself where no finished run is found, which training then refuses."""
     try:

@@ -18,7 +18,7 @@ import pytest
 
 from tests.tiny import nested
 from transformer import load, resolve
-from transformer.errors import ConfigError, DataError, UserError
+from transformer.errors import CheckpointError, ConfigError, DataError, UserError
 from transformer.inference.checks import open_subject
 from transformer.schema import Config
 from transformer.training import console_sink, loop
@@ -26,6 +26,7 @@ from transformer.training import run as run_module
 from transformer.training.evaluation import add_up, evaluate
 from transformer.training.interrupts import PREEMPTED, Interrupts
 from transformer.training.loop import Loop
+from transformer.training.member import Member
 from transformer.training.run import Outcome, train
 from transformer.training.run_directory import RunDirectory, read_rows, read_status
 from transformer.training.step import Program, flat_state
@@ -265,6 +266,16 @@ def test_a_divergence_is_a_result(configure, tmp_path):
     assert (workdir / "metrics.jsonl").read_bytes() == before
 
 
+def test_a_last_update_that_destroys_the_model_is_a_divergence(configure, tmp_path):
+    """No later step notices it; the evaluation does."""
+    huge = {"optimizer__learning_rate": 3e38, "optimizer__warmup_steps": 0, "optimizer__schedule": "constant"}
+    outcome = train(configure(train__steps=1, **huge), tmp_path / "run", quiet=True)
+    assert outcome.state == "diverged" and outcome.summary["diverged_at"] == 1
+    assert outcome.summary["best_validation_loss"] is None
+    (row,) = read_rows(tmp_path / "run", "train")
+    assert row["loss"] > 0 and read_rows(tmp_path / "run", "validation")[-1]["loss"] is None
+
+
 def test_what_breaks_after_a_divergence_hides_it_not(configure, tmp_path, monkeypatch):
     def broken(self, state):
         raise OSError("no space left")
@@ -440,6 +451,8 @@ def test_a_slip_in_the_data_claims_no_directory(configure, tmp_path):
         train(configure(train__init_from=str(tmp_path / "rnu")), tmp_path, quiet=True)
     with pytest.raises(ConfigError, match="smaller than the vocabulary"):
         train(configure(model__vocab_size=100, execution="population"), tmp_path, quiet=True)
+    with pytest.raises(UserError, match="holds no run"):
+        train(configure(train__init_from=str(tmp_path / "rnu"), execution="population"), tmp_path, quiet=True)
     assert train(configure(), tmp_path, quiet=True).state == "done"
     with pytest.raises(ConfigError, match="another config"):
         train(configure(seed=1), tmp_path, quiet=True)
@@ -461,3 +474,12 @@ def test_a_run_opens_as_in_a_notebook(straight):
         (row for row in read_rows(straight.path, "validation") if not row.get("final")), key=lambda row: row["loss"]
     )
     assert load(straight.path, "best").step == best["step"]
+
+
+def test_a_run_never_evaluated_has_no_best_checkpoint(configure, tmp_path, monkeypatch):
+    """And says which one to open instead."""
+    monkeypatch.setattr(Member, "metric", None)
+    train(configure(train__steps=2), tmp_path / "run", quiet=True)
+    assert load(tmp_path / "run").step == 2
+    with pytest.raises(CheckpointError, match="has a validation loss yet: open the last one"):
+        load(tmp_path / "run", "best")

@@ -14,6 +14,7 @@ from transformer import load, resolve
 from transformer.config import config_hash
 from transformer.errors import ConfigError, DataError, UserError
 from transformer.training.run import load_dataset, make_program, train
+from transformer.training.run_directory import RunDirectory
 
 STEPS = 3
 TINY: dict[str, Any] = {
@@ -100,6 +101,10 @@ def test_a_run_is_told_apart_by_what_it_starts_from_not_by_where_that_lies(pretr
     elsewhere = shutil.copytree(pretrained, tmp_path / "copy")
     hashes = [config_hash(intent(labels, train__init_from=path)) for path in (str(pretrained), str(elsewhere), "")]
     assert hashes[0] == hashes[1] != hashes[2]
+    for path in (pretrained, elsewhere):
+        RunDirectory.open(tmp_path / "run", intent(labels, train__init_from=str(path))).close()
+    with pytest.raises(ConfigError, match=r"train\.init_from: "):
+        RunDirectory.open(tmp_path / "run", intent(labels))
 
 
 def test_another_shape_names_the_field(pretrained, labels):

@@ -123,12 +123,14 @@ class Member:
         self.sinks.scalars(row)
 
     def validated(self, result: dict[str, Any]) -> None:
-        """Writes a validation result; its loss picks the best checkpoint."""
-        progress = self.progress
+        """Writes a validation result; its loss picks the best checkpoint, or ends the member if it is not finite."""
+        progress, loss = self.progress, result["loss"]
         self.write("validation", result)
-        if progress.best_loss is None or result["loss"] < progress.best_loss:
-            progress.best_loss = result["loss"]
-        self.evaluated = (progress.step, result["loss"])
+        self.evaluated = (progress.step, loss)
+        if not math.isfinite(loss):  # the last update can do it, which no later step notices
+            self.end("diverged", diverged_at=progress.step)
+        elif progress.best_loss is None or loss < progress.best_loss:
+            progress.best_loss = loss
 
     @property
     def metric(self) -> float | None:

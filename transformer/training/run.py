@@ -62,8 +62,9 @@ def train(
     if trains_together(config):
         from transformer.training.population import train_population
 
+        given: dict[str, Any] = {"program": program, "dataset": dataset, "say": say}
         shared = workdir / "population"
-        return train_population([config], [workdir], shared, name=name, arm=arm, quiet=quiet, say=say)[0]
+        return train_population([config], [workdir], shared, name=name, arm=arm, quiet=quiet, **given)[0]
     with contextlib.ExitStack() as stack:
         run = stack.enter_context(contextlib.closing(RunDirectory.open(workdir, config, device_facts(config))))
         finished = run.status()
@@ -318,8 +319,12 @@ def load(workdir: str | Path, which: str = "last", program: Program | None = Non
         Checkpoints(path / "checkpoints", config.train.keep_checkpoints, warn=lambda m: print(m, file=sys.stderr))
     ) as checkpoints:
         restored = _restore(program, checkpoints.restore if which == "last" else checkpoints.restore_best)
+        unrated = restored is None and checkpoints.steps()
     if restored is None:
-        raise CheckpointError(f"{path} holds no checkpoint yet: let train.py reach its first one.")
+        if unrated:
+            raise CheckpointError(f"No checkpoint of {path} has a validation loss yet: open the last one instead.")
+        until = "the end" if (path / "population").is_dir() else "its first one"  # a population shares those before
+        raise CheckpointError(f"{path} holds no checkpoint yet: let train.py reach {until}.")
     state = unflat_state(program.abstract_state, restored.state)
     fingerprint = restored.metadata.get("fingerprint", "")
     return LoadedRun(program.model(state), config, vocabulary, program, state, restored.step, fingerprint)

@@ -25,11 +25,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from transformer.config import config_hash, flatten, is_view, resolve, schema, to_dict
+from transformer.config import config_hash, flatten, is_view, resolve, run_identity, schema, to_dict
 from transformer.errors import ConfigError, UserError
 from transformer.schema import Config
 from transformer.training.environment import environment
-from transformer.training.jsonfiles import read_json, write_json
+from transformer.training.jsonfiles import read_json, strict, write_json
 
 STATES = ("planned", "running", "done", "diverged", "failed", "preempted", "interrupted")
 FINISHED = ("done", "diverged")  # a divergence is a result: neither is ever trained again
@@ -141,7 +141,7 @@ class RunDirectory:
         if self.attempt and self.status()["state"] in FINISHED:
             return
         self.attempt += 1
-        now = _strict({**environment(), **extra_env})
+        now = strict({**environment(), **extra_env})
         before = _read_object(self.path / "env.json")
         write_json(self.path / "env.json", {"started": _now(), **now})
         if before is not None:
@@ -161,7 +161,7 @@ class RunDirectory:
         Raises:
           UserError: the disk is full, or the directory can no longer be written.
         """
-        row = _strict(row)
+        row = strict(row)
         with self._writing():
             self._metrics.append(row, sync=row["split"] != "train")
         return row
@@ -181,7 +181,7 @@ class RunDirectory:
 
     def event(self, kind: str, **fields: Any) -> None:
         """Records that something happened, with its time (UTC) and the number of the attempt."""
-        row = _strict({"time": _now(), "attempt": self.attempt, "kind": kind, **fields})
+        row = strict({"time": _now(), "attempt": self.attempt, "kind": kind, **fields})
         with self._writing(last_words=True):
             self._events.append(row, sync=True)
 
@@ -189,7 +189,7 @@ class RunDirectory:
         """Replaces status.json: the state, one of `STATES`, and what sums the run up."""
         if state not in STATES:
             raise ValueError(f"state={state!r} is not one of: {', '.join(STATES)}")
-        status = _strict({"state": state, "time": _now(), "attempt": self.attempt, **summary})
+        status = strict({"state": state, "time": _now(), "attempt": self.attempt, **summary})
         with self._writing(last_words=True):
             write_json(self.path / "status.json", status)
 
@@ -319,27 +319,6 @@ def _read_object(path: Path) -> dict[str, Any] | None:
         raise UserError(f"{path} is not JSON ({error}). Restore it from a copy, or delete the run.") from None
 
 
-def _strict(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The same data in what JSON can express; the names of numbers that it cannot go under "nonfinite"."""
-    nonfinite: list[str] = []
-    plain = _plain(row, "", nonfinite)
-    return {**plain, "nonfinite": nonfinite} if nonfinite else plain
-
-
-def _plain(value: Any, name: str, nonfinite: list[str]) -> Any:
-    if hasattr(value, "tolist"):  # numpy and jax scalars and arrays
-        value = value.tolist()
-    if isinstance(value, float) and not math.isfinite(value):
-        nonfinite.append(name)
-        return None
-    prefix = f"{name}." if name else ""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item, f"{prefix}{key}", nonfinite) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item, f"{prefix}{index}", nonfinite) for index, item in enumerate(value)]
-    return str(value) if isinstance(value, Path) else value
-
-
 def _make_directory(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -408,6 +387,8 @@ def _check_same_run(path: Path, stored: Mapping[str, Any], given: Mapping[str, A
     differing = []
     for name in sorted({**then, **now}):
         old, new = (side.get(name, defaults.get(name)) for side in (then, now))
+        if name == "train.init_from" and old != new:  # the same run under another path
+            old, new = run_identity(str(old)), run_identity(str(new))
         if old != new and not is_view(name):
             differing.append(f"{name}: {_short(old)} -> {_short(new)}")
     if differing:
