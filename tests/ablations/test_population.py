@@ -94,7 +94,7 @@ def test_what_memory_does_not_hold_at_once_is_split(tmp_path, text, monkeypatch)
     job = make_job(tmp_path, text, "population", rates=(1e-2,), seeds=3)
     made = worker._Arm(job)
     made._prepare(Member(1e-2, 0))
-    monkeypatch.setattr(population, "available_bytes", lambda: 3 * population.bytes_per_member(made.program))
+    monkeypatch.setattr(population, "available_bytes", lambda: [3 * population.bytes_per_member(made.program)])
     assert made._together(job.todo({})) == job.todo({})[:2]
 
 

@@ -152,23 +152,25 @@ def bytes_per_member(program: Program) -> int:
     )
 
 
-def available_bytes() -> int:
-    """Memory that is free for training: on the accelerators of this process, or of the machine."""
+def available_bytes() -> list[int]:
+    """Memory that is free for training: on each accelerator of this process, or the machine's, which all devices share
+    on a CPU."""
     found = [device.memory_stats() for device in jax.local_devices()]
     if all(found):
-        return sum(stats["bytes_limit"] - stats["bytes_in_use"] for stats in found if stats)
+        return [stats["bytes_limit"] - stats["bytes_in_use"] for stats in found if stats]
     try:
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
+                return [int(line.split()[1]) * 1024]
     except OSError:
         pass
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
 
 
 def members_that_fit(program: Program) -> int:
-    """How many members the free memory holds, by estimate."""
-    return int(USABLE_MEMORY * available_bytes() / bytes_per_member(program))
+    """How many members the free memory holds, by estimate: whole ones, as many on each device."""
+    free = available_bytes()
+    return len(free) * int(USABLE_MEMORY * min(free) / bytes_per_member(program))
 
 
 def check_memory(program: Program, size: int) -> None:
@@ -176,11 +178,10 @@ def check_memory(program: Program, size: int) -> None:
     fits = members_that_fit(program)
     if size <= fits:
         return
-    needed, free = size * bytes_per_member(program) / 2**30, available_bytes() / 2**30
+    needed, found = size * bytes_per_member(program) / 2**30, available_bytes()
+    free = f"{min(found) / 2**30:.2f} GiB are free" + (f" on each of {len(found)} devices" if len(found) > 1 else "")
     remedy = f"train groups of at most {fits}" if fits else "use a smaller model or batch, or train.accumulate"
-    raise UserError(
-        f"A population of {size} members needs about {needed:.2f} GiB, but {free:.2f} GiB are free: {remedy}."
-    )
+    raise UserError(f"A population of {size} members needs about {needed:.2f} GiB, but {free}: {remedy}.")
 
 
 # --- From configs to results -------------------------------------------------------------------------------------
@@ -231,22 +232,21 @@ def train_population(
             dataset = dataset or load_dataset(configs[0])
             program = program or make_program(configs[0], dataset)
             check_memory(program, len(configs))
+            population = Population(program, len(configs))
+            directory.mkdir(parents=True, exist_ok=True)
+            checkpoints = Checkpoints(directory / "checkpoints", configs[0].train.keep_checkpoints, warn=say)
+            stack.enter_context(contextlib.closing(checkpoints))
+            state, progress = _start_or_resume(configs, population, dataset, checkpoints)
         except UserError:
             for run in runs:
                 run.unclaim()
             raise
-        population = Population(program, len(configs))
-        names = [workdir.name for workdir in workdirs]
-        directory.mkdir(parents=True, exist_ok=True)
-        write_json(directory / MEMBERS, {"members": names})
-        checkpoints = Checkpoints(directory / "checkpoints", configs[0].train.keep_checkpoints, warn=say)
-        stack.enter_context(contextlib.closing(checkpoints))
-        state, progress = _start_or_resume(configs, names, population, dataset, checkpoints)
+        write_json(directory / MEMBERS, {"members": [workdir.name for workdir in workdirs]})
         members = [
             _ended(config, run, dataset)
             if run.status()["state"] in FINISHED
-            else make_member(config, run, progress[run.path.name], dataset, name, arm, quiet, say)
-            for config, run in zip(configs, runs, strict=True)
+            else make_member(config, run, own, dataset, name, arm, quiet, say)
+            for config, run, own in zip(configs, runs, progress, strict=True)
         ]
         feed, hyper = population.feed(configs, dataset), population.hyperparameters(configs)
         store = _SharedStore(population, checkpoints, members)
@@ -272,16 +272,12 @@ def _ended(config: Config, run: RunDirectory, dataset: Dataset) -> Member:
 
 
 def _start_or_resume(
-    configs: Sequence[Config],
-    names: Sequence[str],
-    population: Population,
-    dataset: Dataset,
-    checkpoints: Checkpoints,
-) -> tuple[TrainState, dict[str, Progress]]:
-    """The state of all members, and the progress of each by name."""
+    configs: Sequence[Config], population: Population, dataset: Dataset, checkpoints: Checkpoints
+) -> tuple[TrainState, list[Progress]]:
+    """The state of all members, and the progress of each."""
     restored = checkpoints.restore(flat_state(population.abstract_state))
     if restored is None:
-        return population.init([init_seed(config) for config in configs]), {name: Progress() for name in names}
+        return population.init([init_seed(config) for config in configs]), [Progress() for _ in configs]
     if restored.metadata["fingerprint"] != dataset.fingerprint:
         raise DataError(
             f"The corpus changed since this population was checkpointed: its fingerprint was "
@@ -290,7 +286,7 @@ def _start_or_resume(
         )
     state = unflat_state(population.abstract_state, restored.state)
     states = [jax.tree.map(np.asarray, population.member(state, index)) for index in range(population.size)]
-    return population.stack(states), {n: Progress(**p) for n, p in restored.metadata["members"].items()}
+    return population.stack(states), [Progress(**own) for own in restored.metadata["members"]]
 
 
 class _SharedStore:
@@ -302,7 +298,7 @@ class _SharedStore:
 
     def save(self, step: int, state: TrainState) -> None:
         metadata = {
-            "members": {member.run.path.name: dataclasses.asdict(member.progress) for member in self.members},
+            "members": [dataclasses.asdict(member.progress) for member in self.members],
             "fingerprint": self.members[0].dataset.fingerprint,
         }
         self.checkpoints.save(step, flat_state(jax.tree.map(self.population.real, state)), metadata)
