@@ -12,7 +12,7 @@ as it is. Word pieces are learned from both sides of the training pairs (extra [
 it the BLEU of a word-for-word lexicon learned from the same training pairs (IBM model 1). The second command trains the
 same model without cross-attention: what a language model of English scores that never sees the French.
 
-Measured, seed 0, 1.4M parameters, 2,400 steps: BLEU 35.0 on 1,000 validation pairs, against 12.9 of the lexicon and 0.4
+Measured, seed 0, 1.4M parameters, 2,400 steps: BLEU 35.0 on 1,000 validation pairs, against 15.9 of the lexicon and 0.4
 without cross-attention (validation loss 1.65 and 3.12 nats per piece). Training took 7.4 minutes of processor time, on
 one core of a busy machine.
 """

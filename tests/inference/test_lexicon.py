@@ -1,5 +1,7 @@
 """A dictionary learned from pairs, and the score it is compared by."""
 
+import re
+
 import pytest
 
 from transformer.errors import UserError
@@ -24,6 +26,20 @@ def test_every_word_finds_its_translation():
     assert {word: lexicon.translate(word).lower() for word in WORDS} == WORDS
     assert lexicon.translate("Le chien noir.") == "The dog black."
     assert lexicon.translate("Le zèbre") == "The zèbre"
+
+
+def test_a_sentence_of_right_words_is_a_perfect_translation():
+    """Names, contractions and the beginning of a sentence are spelled as in the targets."""
+    pytest.importorskip("sacrebleu", reason="needs the extra [translate]")
+    targets = ["Did you know that I saw Tom?", "I don't think Tom lives in Boston.", "It wasn't Tom's, you know."]
+    code: dict[str, str] = {}  # a made-up word for each
+    sources = [
+        " ".join(code.setdefault(word.lower(), f"x{len(code)}") for word in re.findall(r"[\w']+|[?.,]", target))
+        for target in targets
+    ]
+    lexicon = Lexicon([*zip(sources, targets, strict=True), *(5 * [(made, word) for word, made in code.items()])])
+    told = [lexicon.translate(source) for source in sources]
+    assert bleu(told, [[target] for target in targets])[0] == pytest.approx(100), told
 
 
 def test_one_iteration_is_not_enough():
