@@ -153,6 +153,29 @@ def test_text_files_may_be_the_validation_split(tmp_path):
     assert set(partly.documents) == {"train", "test"} and partly.cut == {"validation": 0.1}
 
 
+def test_what_is_held_out_is_not_trained_on(tmp_path):
+    for name in ("one", "two", "valid"):
+        (tmp_path / f"{name}.txt").write_text(f"{name} text\n" * 20)
+        (tmp_path / f"{name}.csv").write_text(f"text,intent_name\n{name} text,a\n")
+    (tmp_path / "link.txt").symlink_to(tmp_path / "valid.txt")
+    held = {"validation_path": f"{tmp_path}/valid.txt"}
+    read = content("text", path=f"{tmp_path}/*.txt", **held)
+    assert [text[:5] for text in read.documents["train"]] == [b"one t", b"two t"]
+    assert [text[:5] for text in read.documents["validation"]] == [b"valid"]
+    read = content("labelled", path=f"{tmp_path}/*.csv", validation_path=f"{tmp_path}/valid.csv", test_fraction=0.0)
+    assert {e.target for e in read.examples["train"]} == {b"one text", b"two text"}
+    with pytest.raises(DataError, match="names no file beside those"):
+        content("text", path=f"{tmp_path}/link.txt", **held)
+    with pytest.raises(DataError, match="name the same file"):
+        content("text", path=f"{tmp_path}/one.txt", test_path=f"{tmp_path}/valid.txt", **held)
+
+
+def test_a_table_in_another_encoding_is_named(tmp_path):
+    (tmp_path / "latin.csv").write_bytes("text,intent_name\ncafé,x\n".encode("latin-1"))
+    with pytest.raises(DataError, match=r"latin\.csv is not comma-separated text in UTF-8: .*0xe9"):
+        content("labelled", path=f"{tmp_path}/latin.csv")
+
+
 @pytest.mark.parametrize(
     ("source", "text", "values", "error", "message"),
     [

@@ -239,3 +239,11 @@ def test_real_tiny_shakespeare_is_the_same_through_text_and_tfds(tmp_path, prepa
     }
     assert all(np.array_equal(data.splits[s], twin.splits[s]) for s in data.splits)
     assert data.fingerprint == twin.fingerprint
+
+
+def test_a_source_is_not_a_label():
+    """Their rows lie in the cache under names of their own."""
+    named = [
+        tfds_source.corpus(tfds_section("data", **{field: "x"})).identity for field in ("tfds_source", "tfds_label")
+    ]
+    assert named[0] != named[1]

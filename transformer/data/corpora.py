@@ -240,6 +240,22 @@ def find_files(pattern_list: str) -> list[str]:
     return list(found)
 
 
+def held_apart(files: list[str], held_out: Mapping[str, list[str]]) -> list[str]:
+    """The files of `data.path` that no other split names too.
+
+    Raises:
+      DataError: none is left, or a file is in both other splits.
+    """
+    places = {split: {os.path.realpath(path) for path in paths} for split, paths in held_out.items()}
+    taken: set[str] = set().union(*places.values())
+    if len(taken) < sum(map(len, places.values())):
+        raise DataError("data.validation_path and data.test_path name the same file; name it in one of them.")
+    left = [path for path in files if os.path.realpath(path) not in taken]
+    if files and not left:
+        raise DataError("data.path names no file beside those of data.validation_path and data.test_path; add some.")
+    return left
+
+
 def read_file(path: str) -> bytes:
     """The content of a file, unpacked where its name ends in .gz.
 
@@ -277,6 +293,7 @@ def text(section: Data) -> Corpus:
     cut = {"validation": section.validation_fraction, "test": section.test_fraction}
     given = {"validation": section.validation_path, "test": section.test_path}
     held_out = {split: find_files(pattern) for split, pattern in given.items() if pattern}
+    files = held_apart(files, held_out)
     cut = {split: share for split, share in cut.items() if split not in held_out}
 
     def documents_of(pattern: str, paths: list[str]) -> list[bytes]:
@@ -359,7 +376,7 @@ def task(section: Data) -> Any:
 def _task_problem(section: Any) -> str | None:
     from transformer.data.tasks import TASKS
 
-    problem = TASKS[section.task].build.problem(section)  # type: ignore[attr-defined]
+    problem = TASKS[section.task].build.refusal(section)  # type: ignore[attr-defined]
     return f"with data.task={section.task}, {problem}" if problem else None
 
 

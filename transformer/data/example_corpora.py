@@ -25,6 +25,7 @@ from transformer.data.corpora import (
     TextParameters,
     file_digest,
     find_files,
+    held_apart,
     read_file,
 )
 from transformer.errors import ConfigError, DataError
@@ -209,15 +210,18 @@ _SPLIT_OF_NAME = {
 
 def _rows(name: str, raw: bytes, section: Data) -> Iterator[tuple[bytes, str]]:
     """(text, label) of every row of a comma-separated file with a header."""
-    reader = csv.DictReader(io.StringIO(raw.decode("utf-8-sig")))
-    for column in (section.text_column, section.label_column):
-        if column not in (reader.fieldnames or ()):
-            known = ", ".join(reader.fieldnames or ())
-            raise DataError(f"data.path: {name} has no column {column!r}, only: {known}.")
-    for row in reader:
-        text, label = row[section.text_column], row[section.label_column]
-        if text and label and (section.out_of_scope or label != "oos"):
-            yield text.strip().encode(), label
+    try:
+        reader = csv.DictReader(io.StringIO(raw.decode("utf-8-sig")))
+        for column in (section.text_column, section.label_column):
+            if column not in (reader.fieldnames or ()):
+                known = ", ".join(reader.fieldnames or ())
+                raise DataError(f"data.path: {name} has no column {column!r}, only: {known}.")
+        for row in reader:
+            text, label = row[section.text_column], row[section.label_column]
+            if text and label and (section.out_of_scope or label != "oos"):
+                yield text.strip().encode(), label
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"data.path: {name} is not comma-separated text in UTF-8: {error}.") from error
 
 
 @SOURCES.register(
@@ -236,9 +240,10 @@ def labelled(section: Data) -> Corpus:
 
     def read() -> Content:
         named: dict[str, list[tuple[bytes, str]]] = {split: [] for split in SPLITS}
-        given = (("train", section.path), ("validation", section.validation_path), ("test", section.test_path))
-        for split, pattern in given:
-            for path in find_files(pattern) if pattern else ():
+        given = {"validation": section.validation_path, "test": section.test_path}
+        held_out = {split: find_files(pattern) for split, pattern in given.items() if pattern}
+        for split, paths in {"train": held_apart(find_files(section.path), held_out), **held_out}.items():
+            for path in paths:
                 for name, raw in _members(path):
                     stem = re.split(r"[_.]", os.path.basename(name))[0]
                     here = _SPLIT_OF_NAME.get(stem, split) if path.endswith(".zip") else split

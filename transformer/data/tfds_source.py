@@ -47,8 +47,7 @@ def corpus(section: Data) -> Corpus:
         version = importlib.metadata.version("tensorflow-datasets")
     except importlib.metadata.PackageNotFoundError as error:
         raise DataError(f"data.source=tfds needs the package tensorflow-datasets; install it, or {_REMEDY}.") from error
-    features = [section.tfds_feature, *filter(None, (section.tfds_source, section.tfds_label))]
-    identity = json.dumps([*features, folder, version])
+    identity = json.dumps([section.tfds_feature, section.tfds_source, section.tfds_label, folder, version])
     return Corpus(f"tfds:{section.tfds_name}", identity, lambda: _read(section, folder))
 
 
