@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from transformer.command_line import assignments
+from transformer.command_line import _check_names, assignments
 from transformer.errors import ConfigError
 
 
@@ -23,3 +23,9 @@ def test_free_text_stays_text():
 def test_an_assignment_needs_a_value():
     with pytest.raises(ConfigError, match=r"'model\.norm\.kind' is not FIELD=VALUE, for example"):
         assignments(["model.norm.kind"])
+
+
+def test_a_negative_number_is_a_value_not_a_flag():
+    _check_names(["-1", "-0.5"])
+    with pytest.raises(ConfigError, match=r"There is no flag --x1\."):
+        _check_names(["-x1"])

@@ -199,6 +199,14 @@ IMPOSSIBLE = [
         for path in ("optimizer.learning_rate", "optimizer.weight_decay", "optimizer.clip", "model.ffn.ratio")
     ),
     ({"data.source": "text"}, "data.source=text", "data.path"),
+    *(
+        ({"data.source": "task", "data.task": task, f"data.{name}": least - 1}, f"data.{name}={least - 1}", f"{least}.")
+        for task, name, least in (
+            ("copy", "task_symbols", 1),
+            ("icl_map", "task_labels", 1),
+            ("icl_map", "task_shots", 2),
+        )
+    ),
     ({"data.source": "tfds"}, "data.source=tfds", "data.tfds_name"),
 ]
 INERT = [
@@ -228,6 +236,10 @@ INERT = [
         "only model.position.kind=rope reads it",
     ),
     ({"optimizer.decay_fraction": 0.5}, "optimizer.decay_fraction=0.5", "optimizer.schedule=wsd", "'cosine'"),
+    *(
+        ({"optimizer.schedule": shape, "optimizer.final_fraction": 0.5}, f"schedule={shape}: has no end", "=0.5 has no")
+        for shape in ("constant", "inverse_sqrt")
+    ),
 ]
 
 

@@ -146,7 +146,7 @@ def _check_names(arguments: list[str]) -> None:
     known = known_fields()
     has_config = any(a.lstrip("-").split("=")[0] == "config" for a in arguments)
     for argument in arguments:
-        if not argument.startswith("-"):
+        if not argument.startswith("-") or argument[1:2].isdigit():  # a negative number is a value
             continue
         name = argument.lstrip("-").split("=")[0]
         field = name.removeprefix("no") if name.startswith("noconfig.") else name

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from transformer.data.batching import Dataset
+from transformer.errors import DataError
 from transformer.schema import Config
 from transformer.training.objectives import TINY
 from transformer.training.step import BATCHES_PER_CALL, SECONDS_PER_CALL, EvalSums, Program, TrainState
@@ -32,6 +33,9 @@ def evaluate(
       `loss` (nats per target), `accuracy`, `exact_match` (rows all of whose targets are right), `eval_tokens`
       (targets), `loss_by_position` and `accuracy_by_position` (lists); `bits_per_byte` where targets are text and
       `pad_share` where there is padding.
+
+    Raises:
+      DataError: no target counts.
     """
     (result,) = add_up(program, state, dataset, split, max_tokens).means()
     return result
@@ -100,6 +104,10 @@ def rows_per_batch(config: Config) -> int:
 
 def _means(total: EvalSums) -> dict[str, Any]:
     nll, count = float(total.nll_T.sum()), float(total.weight_T.sum())
+    if not count:
+        raise DataError(
+            "No row of this evaluation has a target that counts; make the rows longer, or take more of them."
+        )
     by_position = np.maximum(total.weight_T, TINY)
     result = {
         "loss": nll / count,

@@ -21,6 +21,7 @@ LAYOUTS = Registry("data.task_layout")
 LAYOUTS.names("sequence", "pair", "label", "tag")
 
 SPLITS = ("train", "validation", "test")
+LEAST = {"task_symbols": 1, "task_labels": 1, "task_shots": 2}  # with fewer there is nothing to ask
 
 
 class Task(abc.ABC):
@@ -50,15 +51,23 @@ class Task(abc.ABC):
 
     def __init__(self, section: Data):
         self.section = section
-        if problem := self.problem(section):
+        if problem := self.refusal(section):
             raise ConfigError(f"data.task={section.task}: {problem}")
         self.symbol_names = self.symbols()
         self.vocabulary = Symbols(self.symbol_names).with_specials(self.specials)
         self.pad = self.vocabulary.special("pad")
 
     @classmethod
+    def refusal(cls, section: Any) -> str | None:
+        """What is wrong with the parameters, those that several tasks have included, or None."""
+        for name, least in LEAST.items():
+            if (value := getattr(section, name, least)) < least:
+                return f"data.{name}={value} must be at least {least}."
+        return cls.problem(section)
+
+    @classmethod
     def problem(cls, section: Any) -> str | None:
-        """What is wrong with the parameters, or None."""
+        """What is wrong with the parameters of this task, or None."""
         return None
 
     @abc.abstractmethod
