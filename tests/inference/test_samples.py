@@ -151,13 +151,16 @@ def test_rows_without_targets_ask_nothing():
 
 
 def test_only_right_answers_are_counted(subject):
-    one = subject({"data.source": "pairs", "data.sequence_length": 16})
+    """A beginning is none."""
+    one = subject({"data.source": "pairs", "data.sequence_length": 16, "decode.max_new_tokens": 16})
     found = questions(samples.first_rows(one), eos=EOS)
     own = generate(one.run.model, [q.prompt for q in found], [q.limit for q in found], stop_tokens=[EOS]).new
     wanted = [dataclasses.replace(q, wanted=new, limit=len(new)) for q, new in zip(found, own, strict=True)]
     assert samples._answered(one, wanted)["greedy_exact_match"] == 1
     wanted[0] = dataclasses.replace(wanted[0], wanted=wanted[0].wanted + 1)
     assert samples._answered(one, wanted)["greedy_exact_match"] == 1 - 1 / len(wanted)
+    right = max(wanted[1:], key=lambda q: len(q.wanted))
+    assert samples._answered(one, [dataclasses.replace(right, limit=len(right.wanted) - 1)])["greedy_exact_match"] == 0
 
 
 # --- Prompts -----------------------------------------------------------------------------------------------------
@@ -169,6 +172,13 @@ def test_a_prompt_is_translated_as_the_data_is(subject):
     bos, source = one.run.vocabulary.special("bos"), np.array([[*b"17", EOS]])
     wanted = generate(one.run.model, [[bos]], shown["new_tokens"], stop_tokens=[EOS], source_BS=source)
     assert shown["greedy"] == one.run.vocabulary.spell(wanted.new[0])
+
+
+def test_a_prompt_has_room_for_a_whole_target_however_full_the_rows_are(subject):
+    packed = {"data.packing": "segments", "data.sequence_length": 40, "decode.max_new_tokens": 30}
+    one = subject({"data.source": "pairs", "model.family": "encoder_decoder", "decode.prompt": "17", **packed})
+    assert all(q.limit < 30 for q in questions(samples.first_rows(one), [one.run.vocabulary.special("bos")], EOS))
+    assert CHECKS.build("generate", one)["new_tokens"] == 30
 
 
 def test_gaps_of_a_prompt_are_filled(subject):

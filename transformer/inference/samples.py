@@ -107,10 +107,7 @@ def _answered(subject: Subject, asked: list[Question], **conditions: Any) -> dic
     limits = [min(most, q.limit) for q in asked]
     conditions = {"stop_tokens": _stops(subject), **_sources([q.source for q in asked]), **conditions}
     answers, speed = _decoded(subject, [q.prompt for q in asked], limits, **conditions)
-    right = [
-        np.array_equal(new, question.wanted[:limit])
-        for new, question, limit in zip(answers["greedy"], asked, limits, strict=True)
-    ]
+    right = [np.array_equal(new, q.wanted) for new, q in zip(answers["greedy"], asked, strict=True)]
     rows = [
         {"given": question.given, "wanted": question.wanted, **{name: new[i] for name, new in answers.items()}}
         for i, question in enumerate(asked)
@@ -166,7 +163,7 @@ def _from_source(subject: Subject) -> dict[str, Any]:
         source = np.append(source, like.given[-1])  # as the sources of the data end
     if run.model.encoder is not None:
         _check_fits(len(source), run.model.encoder.position.max_length, "encoder")
-    count = min(run.config.decode.max_new_tokens, like.limit)
+    count = min(run.config.decode.max_new_tokens, subject.dataset.layout.length)  # as long as a target may be
     return _continued(subject, like.prompt, count, given=source, stop_tokens=_stops(subject), **_sources([source]))
 
 
