@@ -61,6 +61,13 @@ def test_the_counts_are_those_of_the_trained_model(make, tmp_path):
     assert row.parameters == sum(shapes.values())
 
 
+def test_a_task_is_counted_with_its_own_symbols(make):
+    """Not with the 256 of the bytes."""
+    task = Condition({"data.source": "task", "data.task": "xor", "data.path": ""})
+    row = make(ablation("no.txt", conditions={"bits": task})).rows[0]
+    assert row.parameters < 256 * 16
+
+
 def test_runs_and_what_is_left_of_them(make, tmp_path):
     """The baseline has twins; a finished member is not to do, and the time falls with it."""
     first = make()

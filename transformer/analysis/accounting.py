@@ -44,9 +44,9 @@ def declared_components(config: Config, vocab_size: int = 0) -> dict[str, int]:
     """`parameters_by_component` of a config; nothing is drawn, so any size takes a moment.
 
     Args:
-      vocab_size: that of the data, for a config that leaves it to them; 0: the byte vocabulary.
+      vocab_size: see `vocabulary_size`.
     """
-    _, params, _ = split(declare(config, vocab_size))
+    _, params, _ = split(declare(config, vocab_size or vocabulary_size(config)))
     return parameters_by_component(nnx.to_pure_dict(params))
 
 
@@ -82,22 +82,38 @@ def train_flops_per_token(config: Config, vocab_size: int = 0) -> float:
     the full square, 12 * layers * sequence_length * heads * head_dim (Kaplan et al. 2020, table 1).
 
     Args:
-      vocab_size: that of the data, for a config that leaves it to them; 0: the byte vocabulary.
+      vocab_size: see `vocabulary_size`.
     """
     return train_operations(make_program(config, vocab_size)).products
 
 
 def make_program(config: Config, vocab_size: int = 0) -> Program:
-    """The program of a config without its data."""
+    """The program of a config without its data.
+
+    Args:
+      vocab_size: see `vocabulary_size`.
+    """
     import numpy as np
 
-    from transformer.data.vocabularies import Bytes
-    from transformer.training.objectives import layout_of
     from transformer.training.step import Program
 
-    vocabulary = Bytes().with_specials(layout_of(config).specials)
-    rows = config.model.vocab_size or vocab_size or vocabulary.size
+    rows = config.model.vocab_size or vocab_size or vocabulary_size(config)
     return Program(config, rows, np.ones(rows, np.int32))
+
+
+def vocabulary_size(config: Config) -> int:
+    """Rows of the embedding without reading the data: as many as the config says, the symbols of a task, or else the
+    bytes; to be given where the vocabulary is another."""
+    from transformer.data.corpora import SOURCES
+    from transformer.data.tasks import make_task
+    from transformer.data.vocabularies import Bytes
+    from transformer.training.objectives import layout_of
+
+    if config.model.vocab_size:
+        return config.model.vocab_size
+    is_task = "drawn" in SOURCES[config.data.source].traits
+    vocabulary = make_task(config.data).vocabulary if is_task else Bytes()
+    return vocabulary.with_specials(layout_of(config).specials).size
 
 
 # --- On the screen -----------------------------------------------------------------------------------------------
@@ -114,7 +130,7 @@ Table = tuple[str, tuple[str, ...], list[tuple[str, ...]]]
 def report(config: Config) -> list[Table]:
     """Every table that the command shows.
 
-    A config that leaves the vocabulary to its data is counted with the bytes as vocabulary.
+    A config that leaves the vocabulary to its text is counted with the bytes as vocabulary.
     """
     program = make_program(config)
     state, forward, train = program.abstract_state, forward_operations(program), train_operations(program)
