@@ -119,8 +119,10 @@ class Steps:
 
 def serve_steps(steps: int) -> None:
     """Times a call of steps for every line read, and prints its seconds per step."""
+    from transformer.platform import prepare
     from transformer.training import run
 
+    prepare()
     config = arm_config(steps)
     dataset = run.load_dataset(config)
     timer = Steps(run.make_program(config, dataset), dataset)
@@ -212,8 +214,10 @@ def train_in_the_lab(members: int, steps: int, timers_cache: str) -> dict[str, A
 
 def train_arm(members: int, steps: int) -> dict[str, Any]:
     """Trains members in this process; wall seconds of each, and the step time around them."""
+    from transformer.platform import prepare
     from transformer.training import loop, run
 
+    prepare()
     config = arm_config(steps)
     dataset = run.load_dataset(config)
     program = run.make_program(config, dataset)
@@ -249,7 +253,7 @@ def _less(walls: list[float], parts: list[float]) -> list[float]:
 def _fresh_process(what: str, cache: str, *arguments: Any, cpus: str = "") -> subprocess.Popen[str]:
     """Starts a process that prints what a function of this file returns, on these cores (none named: on all), with
     this compile cache."""
-    environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": cache, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": cache}
     code = f"import json; from benchmarks.arm import {what}; print(json.dumps({what}(*{arguments!r})))"
     code = f"import os; os.sched_setaffinity(0, {{{cpus}}}); {code}" if cpus else code
     command = [sys.executable, "-c", code]

@@ -65,7 +65,7 @@ def norm_alone(kind: str, width: int) -> Timed:
 
 
 def training(kind: str, shape: dict[str, Any]) -> Timed:
-    """Seconds of `PER_STEP` training steps in one call."""
+    """Seconds of a training step, `PER_STEP` of them in one call."""
     from benchmarks.population import Together
     from transformer.config import apply_overrides, default_config, resolve
     from transformer.training.run import load_dataset, make_program
@@ -73,7 +73,8 @@ def training(kind: str, shape: dict[str, Any]) -> Timed:
     overrides = {**shape, "model.norm.kind": kind, "train.steps": 10**6, "train.steps_per_call": PER_STEP}
     config = resolve(apply_overrides(default_config(), overrides))
     dataset = load_dataset(config)
-    return Together(make_program(config, dataset), dataset, 0).seconds
+    steps = Together(make_program(config, dataset), dataset, 0)
+    return lambda: steps.seconds() / PER_STEP
 
 
 def interleaved(sides: dict[str, Timed], rounds: int, dice: random.Random) -> dict[str, list[float]]:

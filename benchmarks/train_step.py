@@ -7,7 +7,8 @@ gradient norm clipped to 1, learned positions, LayerNorm, exact GELU, tied embed
 dropout, a vocabulary of 256. Before anything is timed, their numbers of parameters must be equal, and so
 must their first losses, which must fall. Ours goes through `Program.train_steps`, several steps per call,
 as the training loop does; PyTorch runs eagerly with its fused attention and optimizer, and with --compile
-once more compiled.
+once more compiled. Each has the C library's memory settings that its users have: ours keeps freed memory (see
+`platform.keep_memory`), which made eager PyTorch some 2% faster in its medium size, where it was tried.
 
 Each side is a process of its own that keeps its state and waits. A round asks every side, in random
 order, for one turn: one warm step, then a fixed number of timed ones. What is reported:
