@@ -190,7 +190,7 @@ def test_offline_records_hold_the_rows_of_the_file(tmp_path):
     os.close(ours)
     os.close(theirs)
     assert done.returncode == 0, done.stderr
-    said = done.stderr.splitlines()
+    said = [line for line in done.stderr.splitlines() if "finishing" not in line]  # said where it takes seconds
     records = sorted((tmp_path / "run" / "wandb").glob("offline-run-*"), key=lambda path: path.name[-1])
     assert [r.name[-3:] for r in records] == ["-a1", "-a2"]
     assert len({r.name[-18:-3] for r in records}) == 1  # one id, one W&B run per attempt
