@@ -115,7 +115,8 @@ def results(runs: Path) -> dict[str, Result]:
 
 
 def _formula_check(content: dict[str, Any]) -> FormulaCheck:
-    return FormulaCheck(tuple(Number(**number) for number in content["numbers"]))
+    numbers = ({**number, "interval": tuple(number.get("interval", ()))} for number in content["numbers"])
+    return FormulaCheck(tuple(Number(**number) for number in numbers))
 
 
 def decide(claim: str, check: str, result: Result | None) -> Decision:

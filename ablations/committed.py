@@ -31,6 +31,7 @@ RESULTS = Path(__file__).parent / "results"
 MARKS = "<!-- answers: written by `python -m ablations report` -->", "<!-- answers end -->"
 PICTURE = "answers.svg"
 BREAK = "<br>"  # a new line in a cell of a table
+OTHERWISE = ", asked otherwise than planned: see its page"
 COLUMNS = ("What is said", "What we measured", "Verdict", "Scale", "Page")
 Answer = dict[str, Any]
 
@@ -193,10 +194,11 @@ def _scale(report: Mapping[str, Any], decision: Mapping[str, Any]) -> str:
 
 
 def _document(answered: Sequence[Answer]) -> str:
-    settled = sum(row["verdict"] != "inconclusive" for row in answered)
+    asked = [row for row in answered if row["decisions"]]
+    settled = sum(row["verdict"] != "inconclusive" for row in asked)
     return (
         "# Answers\n\nWritten by `python -m ablations report` from the records beside it. "
-        f"{len(answered)} claims were asked, {settled} are settled. Each page says what was held fixed, how each arm "
+        f"{len(asked)} claims were asked, {settled} are settled. Each page says what was held fixed, how each arm "
         "got its learning rate, and how large chance alone is.\n\n" + _picture("") + _table(answered, "")
     )
 
@@ -301,7 +303,7 @@ def _table(answered: Sequence[Answer], prefix: str) -> str:
         link = f"[{row['name']}, {row['profile']}]({prefix}{row['name']}/{row['profile']}/report.md)"
         rows.append(
             (
-                f"{row['statement']}{BREAK}`{row['claim']}`",
+                f"{row['statement']}{BREAK}`{row['claim']}`{row['departure'] and OTHERWISE}",
                 row["measured"],
                 f"**{summary.worded(row)}**",
                 row["scale"],

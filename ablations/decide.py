@@ -201,8 +201,9 @@ def stability(contrast: Contrast, evidence: Evidence, a: Analysis, adjusted: Adj
         return _disagreement(a.primary)
     if passes(a.primary, adjusted.primary):
         if a.effect < 0:
-            return Finding("refuted", "refuted, reversed", "the other arm is the less stable one", significant=True)
-        return Finding("supported", "supported", "the stability differs as claimed", significant=True)
+            reason = f"the other arm is the less stable one{_rates(a)}"
+            return Finding("refuted", "refuted, reversed", reason, significant=True)
+        return Finding("supported", "supported", f"the stability differs as claimed{_rates(a)}", significant=True)
     if a.primary.p <= ALPHA:
         return _not_after_holm(a.primary.p, adjusted.primary)
     if passes(a.counter, adjusted.counter):
@@ -213,6 +214,14 @@ def stability(contrast: Contrast, evidence: Evidence, a: Analysis, adjusted: Adj
         "neither sensitivities nor divergence rates settle it",
         "run the whole learning-rate grid on more seeds",
     )
+
+
+def _rates(a: Analysis) -> str:
+    """How many runs diverged, where any did."""
+    rates = a.rates
+    if rates is None or not rates.test + rates.base:
+        return ""
+    return f" (diverged: {rates.test} of {rates.runs_test} runs against {rates.base} of {rates.runs_base})"
 
 
 def slope(contrast: Contrast, evidence: Evidence, a: Analysis, adjusted: Adjusted) -> Finding:
@@ -293,6 +302,8 @@ def _stated(numbers: Iterable[Number]) -> str:
         finest = min((n.tolerance for n in group if n.tolerance), default=0.0)
         digits = 6 if not finest or not measured else math.ceil(math.log10(abs(measured) / finest)) + 2
         text = f"{measured:.{min(6, max(3, digits))}g}" + (unit and f" {unit}")
+        if interval := group[0].interval:
+            text += " [" + ", ".join(f"{end:.3g}" for end in interval) + "]"
         said.append((what and f"{what}: ") + f"{text}, claimed {claimed}")
     return "; ".join(said)
 

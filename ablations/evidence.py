@@ -93,13 +93,15 @@ class ExactCheck:
 
 @dataclasses.dataclass(frozen=True)
 class Number:
-    """A number someone stated, and ours. `tolerance` is the stated rounding, in the unit of the number."""
+    """A number someone stated, and ours. `tolerance` is the stated rounding, in the unit of the number; `interval` the
+    95% interval of ours where it was measured."""
 
     what: str
     claimed: float
     measured: float
     tolerance: float
     unit: str = ""
+    interval: tuple[float, ...] = ()
 
     @property
     def agrees(self) -> bool:

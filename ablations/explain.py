@@ -47,6 +47,8 @@ def _said(claim: str, asking: dict[str, list[Contrast]]) -> Iterator[tuple[str, 
         yield f"{known.id} ({known.kind}, {known.section})", True
         yield f"said:      {known.statement}", False
         yield f"planned as: {known.measure}", False
+        if known.departure:
+            yield f"asked otherwise: {known.departure}", False
         for entry in known.literature:
             yield f"literature: {entry.source}: {entry.finding} [{entry.status}]", False
         note = f"; {known.prior_note}" if known.prior_note else ""

@@ -95,7 +95,7 @@ def _claims(decisions: Sequence[Decision]) -> list[dict[str, Any]]:
         joined = overall([decisions[i] for i in indices])
         judged = {"verdict": joined.verdict, "reduced": joined.reduced, "sentence": joined.reason}
         proved = all(decisions[i].contrast.type == "exact" for i in indices)
-        about = {**_claim(name, decisions[indices[0]].contrast.note), "proved": proved}
+        about = {**_claim(name, decisions[indices[0]].contrast), "proved": proved}
         rows.append({**about, **judged, "decisions": indices})
     return rows
 
@@ -114,14 +114,15 @@ def _unanswered(reasons: Mapping[str, str]) -> list[dict[str, Any]]:
     ]
 
 
-def _claim(name: str, note: str = "") -> dict[str, Any]:
-    """What the claims' files say; a control, which stands in none, is stated by its contrast's note."""
+def _claim(name: str, contrast: Contrast | None = None) -> dict[str, Any]:
+    """What the claims' files say; a control, which stands in none, is stated by its contrast."""
     claim = claims.load().get(name)
     return {
         "claim": name,
-        "statement": claim.statement if claim else note,
+        "statement": claim.statement if claim else contrast.note if contrast else "",
+        "departure": claim.departure if claim else "",
         "kind": claim.kind if claim else "training",
-        "prior": claim.prior if claim else "inconclusive",
+        "prior": claim.prior if claim else contrast.prior if contrast else "inconclusive",
         "surprise": bool(claim and claim.surprise),
         "literature": [dataclasses.asdict(entry) for entry in claim.literature] if claim else [],
     }

@@ -64,6 +64,7 @@ class Claim:
         kernels that exist, `training` compares arms that are trained.
       statement: the claim the way people make it, right or wrong.
       measure: arms, metric, and what would support or refute it.
+      departure: how what was asked in the end differs from that, and what the difference does; empty where it does not.
       literature: what is published; may be empty.
       confounds: what else could produce the effect.
       prior: the verdict expected beforehand; `prior_note` says why or where.
@@ -84,6 +85,7 @@ class Claim:
     surprise: bool
     ablation: str
     seeds: tuple[str, ...]
+    departure: str = ""
 
 
 def get(claim_id: str) -> Claim:
@@ -137,10 +139,11 @@ def _read(path: Path) -> list[Claim]:
 
 def _claim(row: dict[str, Any], section: str, file: str) -> Claim:
     where = f'{file}: the claim "{row.get("id", "(without id)")}"'
+    row.setdefault("departure", "")
     _check_keys(row, [f.name for f in dataclasses.fields(Claim) if f.name != "section"], where)
     for key in ("id", "statement", "measure", "ablation"):
         _check(row[key], key, "a line of text", where)
-    for key in ("confounds", "prior_note"):
+    for key in ("confounds", "prior_note", "departure"):
         _check(row[key], key, "text, possibly empty", where)
     _check(row["surprise"], "surprise", "true or false", where)
     _check(row["seeds"], "seeds", "a list of text", where)

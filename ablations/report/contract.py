@@ -28,8 +28,8 @@ _CONDITION: dict[str, Any] = {
     "control": "", "passed": None,
 }  # fmt: skip
 _CLAIM: dict[str, Any] = {
-    "claim": "", "statement": "", "kind": "", "proved": False, "prior": "", "surprise": False, "literature": [],
-    "verdict": "inconclusive", "reduced": False, "sentence": "", "decisions": [],
+    "claim": "", "statement": "", "departure": "", "kind": "", "proved": False, "prior": "", "surprise": False,
+    "literature": [], "verdict": "inconclusive", "reduced": False, "sentence": "", "decisions": [],
 }  # fmt: skip
 _DECISION: dict[str, Any] = {
     "claim": "", "condition": "default", "type": "superiority", "test": "", "base": "", "arms": [],

@@ -145,6 +145,7 @@ def _claims(report: Row) -> list[dict[str, Any]]:
         other = {
             "claim": "",
             "statement": "Other comparisons",
+            "departure": "",
             "verdict": "",
             "reduced": False,
             "surprise": False,

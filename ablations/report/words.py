@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from ablations.report import numbers
 from ablations.report.members import Row, baseline_of, conditions, judged_by, judged_runs, titled
@@ -43,7 +43,9 @@ def held_fixed(report: Row) -> str:
     """What the arms have in common, what they may differ in, and how each got its learning rate."""
     parts = []
     if report["matched"]:
-        parts.append(f"By construction all arms have the same {listed(report['matched'])}.")
+        parts.append(
+            f"By construction all arms have the same {listed([_alike(report, q) for q in report['matched']])}."
+        )
     if len(report["arms"]) > 1:
         parts.append(
             "Two runs with the same seed see the same batches in the same order and start from the same value of "
@@ -59,17 +61,31 @@ def held_fixed(report: Row) -> str:
     return " ".join(parts)
 
 
+SIZES = {"parameters": "parameters", "flops": "flops_per_token"}  # as `matched` and as an arm names them
+
+
+def _excess(report: Row, key: str) -> Iterator[tuple[Row, float]]:
+    """How much more each arm has than its baseline, as a share."""
+    for arm in report["arms"]:
+        base = baseline_of(report, arm)
+        if base and base[key] and arm[key] is not None:
+            yield arm, arm[key] / base[key] - 1
+
+
+def _alike(report: Row, quantity: str) -> str:
+    """What the arms have in common, with how far it is not quite the same."""
+    most = max((abs(excess) for _, excess in _excess(report, SIZES[quantity])), default=0) if quantity in SIZES else 0
+    return f"{quantity} (within {most:.1%})" if most > 5e-4 else quantity
+
+
 def _sizes(report: Row) -> list[str]:
     said = []
     for key, what in (("parameters", "parameters"), ("flops_per_token", "compute per token")):
         unlike = []
-        for arm in report["arms"]:
-            base = baseline_of(report, arm)
-            if base and base[key] and arm[key] is not None:
-                excess = arm[key] / base[key] - 1
-                if abs(excess) > SIZE_MATTERS:
-                    share = f"{abs(excess):.0%}" if abs(excess) < 10 else f"{excess + 1:.0f} times"
-                    unlike.append(f"{titled(report, arm)} {share} {'more' if excess > 0 else 'less'}")
+        for arm, excess in _excess(report, key):
+            if abs(excess) > SIZE_MATTERS:
+                share = f"{abs(excess):.0%}" if abs(excess) < 10 else f"{excess + 1:.0f} times"
+                unlike.append(f"{titled(report, arm)} {share} {'more' if excess > 0 else 'less'}")
         if unlike:
             said.append(f"Not the same: {what} ({', '.join(unlike)}).")
     return said
@@ -178,9 +194,11 @@ ESTIMATES = {
     "recovered fraction": "A recovered fraction is 1 for the baseline, and 0 for what knows nothing but how often each "
     "token occurs (the unigram entropy) or, in a task, guesses.",
     "sensitivity ratio": "A sensitivity is how much worse than at its best learning rate an arm ends, on average over "
-    "the grid; the ratio is above 1 where the first arm is the more sensitive one. A run whose loss ends above the "
-    "unigram entropy counts as diverged. Sensitivities or divergences may carry the claim, in either direction, so "
-    "their p values are doubled twice: an interval that just clears the margin does not suffice.",
+    "the grid; the ratio is above 1 where the first arm is the more sensitive one. A run that diverged counts as its "
+    "loss before training, and here so does one whose loss ends above the unigram entropy, or above 1.5 times its own "
+    "lowest; in other comparisons, and where a learning rate is chosen, that one counts as what it ended with. "
+    "Sensitivities or divergences may carry the claim, in either direction, so their p values are doubled twice: an "
+    "interval that just clears the margin does not suffice.",
 }
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import itertools
 import math
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from ablations import claims, explain
 from ablations.report import forest, numbers, page, words
 from ablations.report.contract import complete, thin
 from ablations.report.curves import enter, frame, mean_curve, spread
@@ -229,6 +231,27 @@ def test_larger_arms_are_named_as_such():
     assert "Not the same: parameters (post 25% more)." in words.held_fixed(data)
     data["arms"][1]["parameters"] = data["arms"][0]["parameters"]
     assert "Not the same" not in words.held_fixed(data)
+
+
+def test_what_is_almost_the_same_is_said_to_be_almost_the_same():
+    data = complete(report_data(arms=2, seeds=2, points=3))
+    data["matched"] = ["tokens", "parameters"]
+    data["arms"][0]["parameters"] = data["arms"][1]["parameters"] = 10_000
+    assert "the same tokens and parameters." in words.held_fixed(data)
+    data["arms"][1]["parameters"] = 9_960
+    assert "the same tokens and parameters (within 0.4%)." in words.held_fixed(data)
+
+
+def test_a_claim_that_was_asked_otherwise_says_so_wherever_it_is_answered():
+    claim = claims.get("exposure_bias_gap")
+    data = complete({"claims": [{"claim": claim.id, "statement": claim.statement, "departure": claim.departure}]})
+    told = page.context(data, [])["claims"][0]["departure"]
+    assert told == claim.departure and told.startswith("Asked is whether")
+    for name in ("report.html.j2", "report.md.j2"):
+        text = page.environment(markdown=name.startswith("report.md")).get_template(name)
+        shown = text.render(page.context(data, []), style="", code=page.markdown_code)
+        assert told.partition(":")[0] in shown and "otherwise than planned" in shown
+    assert any(claim.departure in line for line, _ in explain.lines(claim.id, Path("nowhere")))
 
 
 def test_without_a_tuned_rate_the_report_says_so():
