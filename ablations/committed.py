@@ -287,7 +287,7 @@ def _picture(prefix: str) -> str:
         "*Above: differences in units of the smallest that matters, with 95% intervals; inside the grey band they are "
         "too small to matter. Below: what is left of what the baseline learned; right of the band the part is "
         "dispensable, left of it essential. On text that is counted from the unigram entropy; a bigram table already "
-        "recovers much of it, and each page says how much.*\n\n"
+        "recovers much of it: the upright ticks, left of which nothing beyond such a table is kept.*\n\n"
         "*In the table, in part: other comparisons of the claim are inconclusive. Reversed: clearly the other way. "
         "Different: clearly apart, where no difference was claimed. Partly lost: between a quarter and three quarters "
         "of what the baseline learned, the recovered fraction, is left. Each arm has its own best learning rate, "

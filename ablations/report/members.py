@@ -95,3 +95,17 @@ def paired_ending(arm: Row, seed: int, value: float | None) -> Ending:
 def worse_sign(better: str) -> int:
     """1 where larger values are worse, -1 where smaller ones are."""
     return 1 if better == "lower" else -1
+
+
+def of_a_table(report: Row, decision: Row) -> float | None:
+    """What fraction a predictor that knows the last token alone, the bigram table, would recover; None where no
+    fraction of a loss is asked for."""
+    base = [pair["base"] for pair in decision["paired"] if pair["base"] is not None]
+    if decision["type"] != "catastrophe" or not base:
+        return None
+    marks = dict(judged_by(report, decision["condition"])["references"])
+    unigram, bigram = marks.get("unigram entropy"), marks.get("bigram entropy")
+    if unigram is None or bigram is None:
+        return None
+    learned = unigram - sum(base) / len(base)
+    return (unigram - bigram) / learned if learned > 0 else None

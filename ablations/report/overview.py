@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ablations.report.members import of_a_table
 from ablations.report.numbers import significant
 from ablations.report.palette import ink
 from ablations.report.svg import Figure, Panel, render
@@ -28,8 +29,8 @@ def overview(reports: Sequence[Row]) -> Figure | None:
         "answers",
         "What was compared so far",
         "Dots are estimates, lines 95% intervals. A difference inside the grey band is too small to matter; a fraction "
-        "left of it means that the part is essential, right of it that it is dispensable. Green: the claim is "
-        "supported; orange: refuted; purple: mixed; grey: undecided.",
+        "left of it means that the part is essential, right of it that it is dispensable; upright ticks are what a "
+        "bigram table comes to. Green: the claim is supported; orange: refuted; purple: mixed; grey: undecided.",
         panels,
         columns=1,
     )
@@ -55,6 +56,7 @@ def _rows(reports: Sequence[Row], name: str) -> list[dict[str, Any]]:
                     "low": low / scale,
                     "high": high / scale,
                     "verdict": decision["verdict"],
+                    "table": of_a_table(report, decision),
                     "said": f"{significant(decision['estimate'], 2)} {decision['unit'] or name}",
                 }
             )
@@ -93,6 +95,11 @@ def _panel(name: str, title: str, rows: list[dict[str, Any]], with_legend: bool)
         if with_legend
         else None,
     }
+    table = {
+        "data": {"values": [row for row in rows if row["table"] is not None]},
+        "mark": {"type": "tick", "thickness": 2, "size": ROW - 5, "color": ink("ink"), "clip": True},
+        "encoding": {"x": {**x, "field": "table"}, "y": y},
+    }
     spec = {
         "data": {"values": rows},
         "width": WIDTH,
@@ -112,6 +119,7 @@ def _panel(name: str, title: str, rows: list[dict[str, Any]], with_legend: bool)
                 "mark": {"type": "point", "filled": True, "size": 46, "opacity": 1, "clip": True},
                 "encoding": {"x": {**x, "field": "estimate"}, "y": y, "color": color},
             },
+            *([table] if any(row["table"] is not None for row in rows) else []),
         ],
     }
     described = "; ".join(f"{row['what']} {row['said']}, {row['verdict']}" for row in rows)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from ablations.report import numbers
-from ablations.report.members import Row, baseline_of, conditions, judged_by, judged_runs, titled
+from ablations.report.members import Row, baseline_of, conditions, judged_by, judged_runs, of_a_table, titled
 from ablations.report.numbers import listed, plural
 from ablations.schema import BY_CHECK
 
@@ -209,19 +209,12 @@ def explained(report: Row) -> str:
 
 
 def _yardsticks(report: Row) -> list[str]:
-    """What fraction a predictor that knows the last token alone would recover, where fractions of a loss are shown."""
-    said: dict[str, str] = {}
-    for decision in report["decisions"]:
-        base = [pair["base"] for pair in decision["paired"] if pair["base"] is not None]
-        if decision["type"] != "catastrophe" or not base:
-            continue
-        marks = dict(judged_by(report, decision["condition"])["references"])
-        unigram, bigram = marks.get("unigram entropy"), marks.get("bigram entropy")
-        if unigram is None or bigram is None:
-            continue
-        learned = unigram - sum(base) / len(base)
-        if learned > 0:
-            said[decision["condition"]] = f"{(unigram - bigram) / learned:.2f} under {decision['condition']}"
+    """What a bigram table would recover, under each condition where fractions of a loss are shown."""
+    said = {
+        decision["condition"]: f"{share:.2f} under {decision['condition']}"
+        for decision in report["decisions"]
+        if (share := of_a_table(report, decision)) is not None
+    }
     if not said:
         return []
     found = listed(list(said.values()))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from ablations import claims, explain
-from ablations.report import forest, numbers, page, words
+from ablations.report import forest, members, numbers, page, words
 from ablations.report.contract import complete, thin
 from ablations.report.curves import enter, frame, mean_curve, spread
 from ablations.report.overview import overview
@@ -191,6 +191,14 @@ def test_one_picture_of_all_answers_has_a_row_for_each_comparison():
     assert all(verdict in differences.body for verdict in ("supported", "refuted", "mixed", "inconclusive"))
     assert differences.body.count("nats") == 0 and "supported" in differences.description
     assert fractions.description.count("prenorm: post 0.60") == 1
+    judged = next(row for row in data["conditions"] if row["condition"] == fraction["condition"])
+    judged["references"] = [["unigram entropy", 3.0], ["bigram entropy", 2.4]]
+    pairs = [{**pair, "base": 2.0} for pair in fraction["paired"]]
+    of_text = {**fraction, "type": "catastrophe", "paired": pairs}
+    assert members.of_a_table(data, of_text) == pytest.approx(0.6) and members.of_a_table(data, fraction) is None
+    with_tick = overview([{**data, "decisions": [of_text]}])
+    without = overview([{**data, "decisions": [fraction]}])
+    assert with_tick.panels[0].body.count("<path") == without.panels[0].body.count("<path") + 1
     assert overview([{**data, "decisions": []}]) is None
 
 
