@@ -237,6 +237,16 @@ INERT = [
     ),
     ({"optimizer.decay_fraction": 0.5}, "optimizer.decay_fraction=0.5", "optimizer.schedule=wsd", "'cosine'"),
     *(
+        ({"data.source": "task", f"data.{name}": value}, f"data.{name}={value} has no effect", "leave it at")
+        for name, value in {
+            "vocabulary": "characters",
+            "packing": "segments",
+            "too_long": "cut",
+            "sampling": "replacement",
+            "feed": "grain",
+        }.items()
+    ),
+    *(
         ({"optimizer.schedule": shape, "optimizer.final_fraction": 0.5}, f"schedule={shape}: has no end", "=0.5 has no")
         for shape in ("constant", "inverse_sqrt")
     ),

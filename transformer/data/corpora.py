@@ -373,9 +373,16 @@ def task(section: Data) -> Any:
     return make_task(section)
 
 
+_OF_STORED_ROWS = ("vocabulary", "packing", "too_long", "sampling", "feed")  # fields that no task reads
+
+
 def _task_problem(section: Any) -> str | None:
     from transformer.data.tasks import TASKS
 
+    for name in _OF_STORED_ROWS:
+        value, default = getattr(section, name), getattr(Data, name)
+        if value != default:
+            return f"draws its rows, so data.{name}={value} has no effect; leave it at {default}."
     problem = TASKS[section.task].build.refusal(section)  # type: ignore[attr-defined]
     return f"with data.task={section.task}, {problem}" if problem else None
 
