@@ -131,6 +131,20 @@ def test_a_model_with_token_types_is_told_the_passages():
             np.testing.assert_array_equal(told[0], np.cumsum(first, axis=1) - first)
 
 
+def test_a_row_with_padding_is_no_question():
+    """Whosever passage the padding stands in."""
+    objective = made("next_sentence")
+    weights_BL = np.ones(text(objective).tokens_BL.shape, np.float32)
+    weights_BL[0, -1] = 0  # in the second passage of the first row
+    seen = set()
+    for key in range(6):
+        batch = prepared(objective, key, weights_BL=jnp.asarray(weights_BL))
+        is_used = batch.labels[0] == 0  # by row 0 itself, and by row 1, which is given it
+        assert (batch.weights_BL[:2] == (0 if is_used else 1)).all() and (batch.weights_BL[2:] == 1).all()
+        seen.add(bool(is_used))
+    assert seen == {True, False}
+
+
 def test_the_size_of_an_evaluation_batch_changes_no_pair():
     """Four and two rows give what six give."""
     objective = made("next_sentence")
