@@ -201,9 +201,8 @@ def stability(contrast: Contrast, evidence: Evidence, a: Analysis, adjusted: Adj
         return _disagreement(a.primary)
     if passes(a.primary, adjusted.primary):
         if a.effect < 0:
-            reason = f"the other arm is the less stable one{_rates(a)}"
-            return Finding("refuted", "refuted, reversed", reason, significant=True)
-        return Finding("supported", "supported", f"the stability differs as claimed{_rates(a)}", significant=True)
+            return Finding("refuted", "refuted, reversed", "the other arm is the less stable one", significant=True)
+        return Finding("supported", "supported", "the stability differs as claimed", significant=True)
     if a.primary.p <= ALPHA:
         return _not_after_holm(a.primary.p, adjusted.primary)
     if passes(a.counter, adjusted.counter):
@@ -214,14 +213,6 @@ def stability(contrast: Contrast, evidence: Evidence, a: Analysis, adjusted: Adj
         "neither sensitivities nor divergence rates settle it",
         "run the whole learning-rate grid on more seeds",
     )
-
-
-def _rates(a: Analysis) -> str:
-    """How many runs diverged, where any did."""
-    rates = a.rates
-    if rates is None or not rates.test + rates.base:
-        return ""
-    return f" (diverged: {rates.test} of {rates.runs_test} runs against {rates.base} of {rates.runs_base})"
 
 
 def slope(contrast: Contrast, evidence: Evidence, a: Analysis, adjusted: Adjusted) -> Finding:

@@ -283,6 +283,13 @@ class Rates:
     p: float
 
     @property
+    def counts(self) -> str:
+        """Both counts in words; empty where no run diverged."""
+        return (
+            f"{self.test} of {self.runs_test} against {self.base} of {self.runs_base}" if self.test + self.base else ""
+        )
+
+    @property
     def difference(self) -> float:
         """Rate of test minus rate of base, between -1 and 1."""
         return self.test / self.runs_test - self.base / self.runs_base

@@ -94,8 +94,8 @@ def _claims(decisions: Sequence[Decision]) -> list[dict[str, Any]]:
         indices = [i for i, d in enumerate(decisions) if d.contrast.claim == name]
         joined = overall([decisions[i] for i in indices])
         judged = {"verdict": joined.verdict, "reduced": joined.reduced, "sentence": joined.reason}
-        proved = all(decisions[i].contrast.type == "exact" for i in indices)
-        about = {**_claim(name, decisions[indices[0]].contrast), "proved": proved}
+        proved, contrast = all(decisions[i].contrast.type == "exact" for i in indices), decisions[indices[0]].contrast
+        about = {**_claim(name, contrast.note, contrast.prior), "proved": proved}
         rows.append({**about, **judged, "decisions": indices})
     return rows
 
@@ -114,15 +114,15 @@ def _unanswered(reasons: Mapping[str, str]) -> list[dict[str, Any]]:
     ]
 
 
-def _claim(name: str, contrast: Contrast | None = None) -> dict[str, Any]:
-    """What the claims' files say; a control, which stands in none, is stated by its contrast."""
+def _claim(name: str, note: str = "", prior: str = "inconclusive") -> dict[str, Any]:
+    """What the claims' files say; a control, which stands in none, is stated by its contrast's note and prior."""
     claim = claims.load().get(name)
     return {
         "claim": name,
-        "statement": claim.statement if claim else contrast.note if contrast else "",
+        "statement": claim.statement if claim else note,
         "departure": claim.departure if claim else "",
         "kind": claim.kind if claim else "training",
-        "prior": claim.prior if claim else contrast.prior if contrast else "inconclusive",
+        "prior": claim.prior if claim else prior,
         "surprise": bool(claim and claim.surprise),
         "literature": [dataclasses.asdict(entry) for entry in claim.literature] if claim else [],
     }
@@ -169,6 +169,7 @@ def _decision(d: Decision, results: Results, evidence: Mapping[tuple[str, str], 
         "sd": a.sd if a else None,
         "rho": a.rho if a else None,
         "detectable": a.detectable if a else None,
+        "diverged": a.rates.counts if a and a.rates else "",
         "downgrades": [{"reason": cause.reason, "remedy": cause.remedy} for cause in d.downgrades],
         "prior": contrast.prior,
         "contrast_hash": contrast.hash,

@@ -129,12 +129,8 @@ def _numbers(decision: Decision) -> str:
     if decision.against:
         p, adjusted, which = decision.counter_p, decision.counter_p_adjusted, "test against the claim"
     parts.append(f"{a.n} seeds, {which}, p = {p:.3g}, Holm p = {adjusted:.3g}")
-    if a.rates and a.rates.test + a.rates.base:
-        rates = a.rates
-        parts.append(
-            f"diverged {rates.test} of {rates.runs_test} against {rates.base} of {rates.runs_base} "
-            f"(Fisher p = {rates.p:.3g})"
-        )
+    if a.rates and a.rates.counts:
+        parts.append(f"diverged {a.rates.counts} (Fisher p = {a.rates.p:.3g})")
     if a.welch and a.rho is not None and a.rho <= 0:
         low, high = a.welch.interval()
         parts.append(f"pairing did not help (correlation {a.rho:.2f}), Welch's interval is [{low:+.4g}, {high:+.4g}]")

@@ -222,7 +222,7 @@ class Optimizer(Section):
     learning_rate: float = field(1e-3, "peak learning rate")
     schedule: str = choice("cosine", "transformer.training.schedules:SCHEDULES", "shape after warm-up")
     warmup_steps: int = field(-1, "steps of linear warm-up; -1: 4% of train.steps")
-    final_fraction: float = field(0.1, "what the schedule falls towards, one step past the last / peak")
+    final_fraction: float = field(0.1, "learning rate / peak that the schedule falls towards")
     weight_decay: float = field(0.1, "decoupled decay, on matrices and embeddings only")
     beta1: float = field(0.9, "decay of the first moment")
     beta2: float = field(0.95, "decay of the second moment")

@@ -139,7 +139,7 @@ def _read(path: Path) -> list[Claim]:
 
 def _claim(row: dict[str, Any], section: str, file: str) -> Claim:
     where = f'{file}: the claim "{row.get("id", "(without id)")}"'
-    row.setdefault("departure", "")
+    row = {"departure": "", **row}
     _check_keys(row, [f.name for f in dataclasses.fields(Claim) if f.name != "section"], where)
     for key in ("id", "statement", "measure", "ablation"):
         _check(row[key], key, "a line of text", where)

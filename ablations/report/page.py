@@ -165,6 +165,8 @@ def _comparison(report: Row, decision: Row, scales: dict[tuple[str, str], forest
     p = "counter_p" if decision["against"] else "p"  # of the test that the verdict rests on
     by_check = decision["type"] in BY_CHECK
     notes = [cause["reason"] for cause in decision["downgrades"] if cause["reason"] not in decision["reason"]]
+    if decision["diverged"]:
+        notes.append(f"runs that diverged: {decision['diverged']}")
     if decision["registered"].endswith("after its data"):
         notes.append("registered or edited after its data")
     elif decision["registered"] == "unknown":

@@ -16,6 +16,7 @@ from ablations.report.contract import complete, thin
 from ablations.report.curves import enter, frame, mean_curve, spread
 from ablations.report.overview import overview
 from ablations.report.palette import ARMS, BASE_DASH, CHROME, PAGE, ROLES, arm_styles
+from ablations.statistics import divergence_rates
 from tests.ablations.report_data import report_data
 
 
@@ -239,6 +240,14 @@ def test_larger_arms_are_named_as_such():
     assert "Not the same: parameters (post 25% more)." in words.held_fixed(data)
     data["arms"][1]["parameters"] = data["arms"][0]["parameters"]
     assert "Not the same" not in words.held_fixed(data)
+
+
+def test_runs_that_diverged_are_counted_beside_the_verdict():
+    data = complete(report_data(arms=2, seeds=2, points=3))
+    data["decisions"][0]["diverged"] = divergence_rates(3, 8, 0, 8).counts
+    rows = [row for claim in page.context(data, [])["claims"] for row in claim["rows"]]
+    assert ["runs that diverged: 3 of 8 against 0 of 8" in row["notes"] for row in rows].count(True) == 1
+    assert divergence_rates(0, 8, 0, 8).counts == ""
 
 
 def test_what_is_almost_the_same_is_said_to_be_almost_the_same():

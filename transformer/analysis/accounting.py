@@ -46,7 +46,7 @@ def declared_components(config: Config, vocab_size: int = 0) -> dict[str, int]:
     Args:
       vocab_size: see `vocabulary_size`.
     """
-    _, params, _ = split(declare(config, vocab_size or vocabulary_size(config)))
+    _, params, _ = split(declare(config, vocabulary_size(config, vocab_size)))
     return parameters_by_component(nnx.to_pure_dict(params))
 
 
@@ -97,20 +97,23 @@ def make_program(config: Config, vocab_size: int = 0) -> Program:
 
     from transformer.training.step import Program
 
-    rows = config.model.vocab_size or vocab_size or vocabulary_size(config)
+    rows = vocabulary_size(config, vocab_size)
     return Program(config, rows, np.ones(rows, np.int32))
 
 
-def vocabulary_size(config: Config) -> int:
-    """Rows of the embedding without reading the data: as many as the config says, the symbols of a task, or else the
-    bytes; to be given where the vocabulary is another."""
+def vocabulary_size(config: Config, of_data: int = 0) -> int:
+    """Rows of the embedding without reading the data: as many as the config says, or else its data.
+
+    Args:
+      of_data: size of their vocabulary where it is known; 0: that of a task's symbols, or of bytes.
+    """
     from transformer.data.corpora import SOURCES
     from transformer.data.tasks import make_task
     from transformer.data.vocabularies import Bytes
     from transformer.training.objectives import layout_of
 
-    if config.model.vocab_size:
-        return config.model.vocab_size
+    if known := config.model.vocab_size or of_data:
+        return known
     is_task = "drawn" in SOURCES[config.data.source].traits
     vocabulary = make_task(config.data).vocabulary if is_task else Bytes()
     return vocabulary.with_specials(layout_of(config).specials).size

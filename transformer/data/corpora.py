@@ -240,20 +240,21 @@ def find_files(pattern_list: str) -> list[str]:
     return list(found)
 
 
-def held_apart(files: list[str], held_out: Mapping[str, list[str]]) -> list[str]:
-    """The files of `data.path` that no other split names too.
+def files_by_split(section: Any) -> dict[str, list[str]]:
+    """The files of `train`, and of `validation` and `test` where they are named; what these name is not trained on.
 
     Raises:
-      DataError: none is left, or a file is in both other splits.
+      DataError: a pattern matches no file, none is left for training, or a file is in both other splits.
     """
-    places = {split: {os.path.realpath(path) for path in paths} for split, paths in held_out.items()}
-    taken: set[str] = set().union(*places.values())
-    if len(taken) < sum(map(len, places.values())):
+    patterns = {"train": section.path, "validation": section.validation_path, "test": section.test_path}
+    files = {split: find_files(pattern) for split, pattern in patterns.items() if pattern}
+    validation, test = ({os.path.realpath(path) for path in files.get(split, ())} for split in ("validation", "test"))
+    if validation & test:
         raise DataError("data.validation_path and data.test_path name the same file; name it in one of them.")
-    left = [path for path in files if os.path.realpath(path) not in taken]
-    if files and not left:
+    files["train"] = [path for path in files["train"] if os.path.realpath(path) not in validation | test]
+    if not files["train"]:
         raise DataError("data.path names no file beside those of data.validation_path and data.test_path; add some.")
-    return left
+    return files
 
 
 def read_file(path: str) -> bytes:
@@ -289,11 +290,10 @@ def text(section: Data) -> Corpus:
     problem = _text_problem(section)
     if problem:
         raise ConfigError(f"data.source=text: {problem}")
-    files = find_files(section.path)
-    cut = {"validation": section.validation_fraction, "test": section.test_fraction}
+    files = files_by_split(section)
+    trained, held_out = files["train"], {split: paths for split, paths in files.items() if split != "train"}
     given = {"validation": section.validation_path, "test": section.test_path}
-    held_out = {split: find_files(pattern) for split, pattern in given.items() if pattern}
-    files = held_apart(files, held_out)
+    cut = {"validation": section.validation_fraction, "test": section.test_fraction}
     cut = {split: share for split, share in cut.items() if split not in held_out}
 
     def documents_of(pattern: str, paths: list[str]) -> list[bytes]:
@@ -303,7 +303,7 @@ def text(section: Data) -> Corpus:
         return documents
 
     def read() -> Content:
-        documents = {"train": documents_of(section.path, files)}
+        documents = {"train": documents_of(section.path, trained)}
         size = sum(map(len, documents["train"]))
         about = f"{section.path}, {len(documents['train'])} file(s), {size} bytes"
         for split, paths in held_out.items():
@@ -312,7 +312,7 @@ def text(section: Data) -> Corpus:
         return Content(documents, about, cut)
 
     identity = json.dumps(
-        [[file_digest(path) for path in files], cut]
+        [[file_digest(path) for path in trained], cut]
         + [[split, *map(file_digest, paths)] for split, paths in held_out.items()]
     )
     return Corpus(f"text:{section.path}", identity, read)

@@ -24,8 +24,8 @@ from transformer.data.corpora import (
     Example,
     TextParameters,
     file_digest,
+    files_by_split,
     find_files,
-    held_apart,
     read_file,
 )
 from transformer.errors import ConfigError, DataError
@@ -240,9 +240,7 @@ def labelled(section: Data) -> Corpus:
 
     def read() -> Content:
         named: dict[str, list[tuple[bytes, str]]] = {split: [] for split in SPLITS}
-        given = {"validation": section.validation_path, "test": section.test_path}
-        held_out = {split: find_files(pattern) for split, pattern in given.items() if pattern}
-        for split, paths in {"train": held_apart(find_files(section.path), held_out), **held_out}.items():
+        for split, paths in files_by_split(section).items():
             for path in paths:
                 for name, raw in _members(path):
                     stem = re.split(r"[_.]", os.path.basename(name))[0]

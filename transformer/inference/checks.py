@@ -27,14 +27,8 @@ class Subject:
     split: str
 
     @functools.cached_property
-    def evaluation(self) -> dict[str, Any]:
-        """Losses over the whole split."""
-        (result,) = self.sums.means()
-        return result
-
-    @functools.cached_property
     def sums(self) -> Sums:
-        """What the means are made of, computed once for all checks."""
+        """Losses over the whole split, added up once for all checks."""
         return add_up(self.run.program, self.run.state, self.dataset, self.split)
 
 
@@ -61,7 +55,7 @@ def open_subject(run: LoadedRun, split: str) -> Subject:
 @CHECKS.register("loss")
 def check_loss(subject: Subject) -> dict[str, Any]:
     """Loss and bits per byte over the whole split."""
-    result = subject.evaluation
+    (result,) = subject.sums.means()
     marks = subject.run.program.objective.bounds(subject.dataset, subject.split)
     return {
         "loss": result["loss"],

@@ -182,9 +182,9 @@ class Loop:
                 member.record(call.first_step + i + 1, row, self.seconds_per_step)
                 if member.ended:
                     break
-        self._go_on_if_any_is_alive()
+        self._raise_if_none_is_alive()
 
-    def _go_on_if_any_is_alive(self) -> None:
+    def _raise_if_none_is_alive(self) -> None:
         if not self.alive:
             self.profiler.close()
             raise Diverged
@@ -201,7 +201,7 @@ class Loop:
         for member, result in zip(self.members, results, strict=True):
             if not member.ended:
                 member.validated(result)
-        self._go_on_if_any_is_alive()
+        self._raise_if_none_is_alive()
 
     def _checkpoint(self, state: TrainState) -> None:
         self.store.save(self.step, state)

@@ -62,9 +62,18 @@ def train(
     if trains_together(config):
         from transformer.training.population import train_population
 
-        given: dict[str, Any] = {"program": program, "dataset": dataset, "say": say}
-        shared = workdir / "population"
-        return train_population([config], [workdir], shared, name=name, arm=arm, quiet=quiet, **given)[0]
+        (outcome,) = train_population(
+            [config],
+            [workdir],
+            workdir / "population",
+            name=name,
+            arm=arm,
+            quiet=quiet,
+            say=say,
+            program=program,
+            dataset=dataset,
+        )
+        return outcome
     with contextlib.ExitStack() as stack:
         run = stack.enter_context(contextlib.closing(RunDirectory.open(workdir, config, device_facts(config))))
         finished = run.status()
@@ -320,10 +329,10 @@ def load(workdir: str | Path, which: str = "last", program: Program | None = Non
     ) as checkpoints:
         restored = _restore(program, checkpoints.restore if which == "last" else checkpoints.restore_best)
         unrated = restored is None and checkpoints.steps()
+    if unrated:
+        raise CheckpointError(f"No checkpoint of {path} has a validation loss yet: open the last one instead.")
     if restored is None:
-        if unrated:
-            raise CheckpointError(f"No checkpoint of {path} has a validation loss yet: open the last one instead.")
-        until = "the end" if (path / "population").is_dir() else "its first one"  # a population shares those before
+        until = "the end" if trains_together(config) else "its first one"  # a population shares those before
         raise CheckpointError(f"{path} holds no checkpoint yet: let train.py reach {until}.")
     state = unflat_state(program.abstract_state, restored.state)
     fingerprint = restored.metadata.get("fingerprint", "")
