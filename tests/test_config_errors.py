@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.tiny import NEEDED, label, nested, other_value, readers
+from tests.tiny import NEEDED, label, nested, other_value, readers, registry
 from transformer.config import apply_overrides, default_config, resolve, schema, to_flat
 from transformer.errors import ConfigError, UserError
 
@@ -185,12 +185,6 @@ IMPOSSIBLE = [
         "model.attention.window=3 hides",
         "use decode.cache=sliding",
     ),
-    (
-        {"model.init.scheme": "xavier", "model.init.std": 0.1},
-        "model.init.scheme=xavier",
-        "model.init.std=0.1 has no effect",
-        "remove it",
-    ),
     ({"model.dropout": 1.0}, "model.dropout=1.0", "at least 0 and below 1"),
     ({"objective.label_smoothing": -0.1}, "objective.label_smoothing=-0.1", "at least 0 and below 1"),
     *(({path: 0}, f"{path}=0", "at least 1") for path in ("model.d_model", "train.steps", "data.sequence_length")),
@@ -236,20 +230,6 @@ INERT = [
         "only model.position.kind=rope reads it",
     ),
     ({"optimizer.decay_fraction": 0.5}, "optimizer.decay_fraction=0.5", "optimizer.schedule=wsd", "'cosine'"),
-    *(
-        ({"data.source": "task", f"data.{name}": value}, f"data.{name}={value} has no effect", "leave it at")
-        for name, value in {
-            "vocabulary": "characters",
-            "packing": "segments",
-            "too_long": "cut",
-            "sampling": "replacement",
-            "feed": "grain",
-        }.items()
-    ),
-    *(
-        ({"optimizer.schedule": shape, "optimizer.final_fraction": 0.5}, f"schedule={shape}: has no end", "=0.5 has no")
-        for shape in ("constant", "inverse_sqrt")
-    ),
 ]
 
 
@@ -301,6 +281,24 @@ def test_every_parameter_of_a_kind_is_refused_without_it(info):
         {path: other, info.path: value, **needed},
         f"{info.path}={value!r} has no effect",
         info.used_by.replace("|", " or "),
+    )
+
+
+UNREAD = [
+    (info.path, kind, field) for info in SCHEMA for kind in info.kinds for field in registry(info.path)[kind].unread
+]
+
+
+@pytest.mark.parametrize("case", UNREAD, ids=lambda case: f"{case[0]}={case[1]}, {case[2]}")
+def test_every_field_that_an_entry_leaves_unread_is_refused_beside_it(case):
+    path, kind, field = case
+    if field.endswith("."):
+        field, value = f"{field}num_layers", 3
+    else:
+        value = other_value(next(info for info in SCHEMA if info.path == field))[1][field]
+    check_refused(
+        {field: value, **NEEDED.get((path, kind), {}), path: kind},
+        f"{field}={value!r} has no effect: nothing reads it beside {path}={kind}. Remove one",
     )
 
 

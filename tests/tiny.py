@@ -18,6 +18,7 @@ from transformer.model.heads import POOLINGS
 from transformer.model.initialization import path_name
 from transformer.model.positions import OUT_OF_RANGE
 from transformer.model.residual import BRANCH_GAINS
+from transformer.registry import Registry
 from transformer.schema import Config, registry_of
 
 VOCAB, LENGTH, BATCH = 11, 8, 4
@@ -61,8 +62,15 @@ NEEDED: dict[tuple[str, Any], dict[str, Any]] = {
     **{("model.head.pooling", kind): {"model.head.kind": "classify"} for kind in POOLINGS},
     **{("model.cross_attention", kind): {"model.family": "encoder_decoder"} for kind in CROSS_ATTENTIONS},
     **{(CROSS_GAINS + "branch_gain", kind): {"model.family": "encoder_decoder"} for kind in BRANCH_GAINS},
+    **{("data.too_long", kind): {"data.source": "pairs", "data.path": "somewhere.txt"} for kind in ("drop", "cut")},
 }
 del NEEDED["model.position.out_of_range", "error"]  # the default
+
+# What reads a field that nothing reads beside the defaults.
+READ_BY: dict[str, dict[str, Any]] = {
+    "data.source_length": {"model.family": "encoder_decoder"},
+    "data.too_long": NEEDED["data.too_long", "drop"],
+}
 
 # Kinds that are refused whatever they are set together with, and the sentence that says so.
 REFUSED = {(CROSS_GAINS + "skip_gain", "deepnorm"): "alpha is that of a single stack"}
@@ -113,14 +121,16 @@ def one_switch(*prefixes: str) -> list[dict[str, Any]]:
     ]
 
 
+def registry(path: str) -> Registry | None:
+    """The registry of a field, if it is a choice."""
+    *parents, leaf = path.split(".")
+    return registry_of(type(functools.reduce(getattr, parents, Config())), leaf)
+
+
 def traits(overrides: dict[str, Any]) -> frozenset[str]:
     """The traits of all entries that overrides choose."""
-    config, found = tiny(overrides), frozenset()
-    for path, kind in overrides.items():
-        *parents, leaf = path.split(".")
-        registry = registry_of(type(functools.reduce(getattr, parents, config)), leaf)
-        found |= registry[kind].traits if registry else frozenset()
-    return found
+    chosen = [(registry(path), kind) for path, kind in overrides.items()]
+    return frozenset().union(*(entries[kind].traits for entries, kind in chosen if entries))
 
 
 def nudged(model: nnx.Module) -> nnx.Module:
@@ -167,7 +177,7 @@ def readers(info: FieldInfo) -> tuple[str, list[str]]:
 def other_value(info: FieldInfo, base: dict[str, Any] = OVERRIDES) -> tuple[dict[str, Any], dict[str, Any]]:
     """Two sets of overrides on top of `base` that differ in one field: without and with another value of it. Both
     choose the kind that reads the field."""
-    context: dict[str, Any] = {}
+    context = READ_BY.get(info.path, {})
     if info.used_by:
         path, kinds = readers(info)
         context = {path: kinds[0], **company(path, kinds[0])}

@@ -12,7 +12,7 @@ import json
 import math
 import types
 import typing
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +144,7 @@ def stack_config(config: Config, stack: str) -> Config:
     }
     if stack == "encoder":
         values["model.family"] = "encoder"
-        values["data.sequence_length"] = flat["data.source_length"] or flat["data.sequence_length"]
+        values["data.sequence_length"] = values.pop("data.source_length") or flat["data.sequence_length"]
         values = {path: v for path, v in values.items() if not path.startswith("model.residual.cross_attention.")}
     try:
         built = _build(Config, "", {**values, **overrides}, inherited=values.keys() - overrides.keys())
@@ -409,9 +409,23 @@ def _check(config: Config, under: str = "") -> None:
         for name in [*(f.name for f in _own_fields(cls)), *(name for name, _ in node.options if "." not in name)]:
             registry = registry_of(cls, name)
             entry = registry[getattr(node, name)] if registry else None
-            problem = entry.check(config) if entry and entry.check else None
-            if problem:
-                raise ConfigError(f"{path}{name}={getattr(node, name)}: {problem}")
+            if entry is None:
+                continue
+            chosen = f"{path}{name}={getattr(node, name)}"
+            for unread in _changed(flat, entry.unread):
+                raise ConfigError(
+                    f"{unread}={flat[unread]!r} has no effect: nothing reads it beside {chosen}. Remove one of the two."
+                )
+            if problem := entry.check(config) if entry.check else None:
+                raise ConfigError(f"{chosen}: {problem}")
+
+
+def _changed(flat: Mapping[str, Any], fields: Iterable[str]) -> Iterator[str]:
+    """Those of some fields, or of all below a path that ends in a dot, that differ from their defaults."""
+    for path, value in flat.items():
+        named = any(path.startswith(field) if field.endswith(".") else path == field for field in fields)
+        if named and value != known_fields()[path].default:
+            yield path
 
 
 @functools.cache

@@ -29,6 +29,7 @@ class Entry:
       paper: where the variant comes from.
       traits: facts generic tests rely on.
       check: called with the whole resolved config; returns what is wrong with the combination, or None.
+      unread: config fields that have no effect beside this entry; a path that ends in a dot is all below it.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Entry:
     paper: str = ""
     traits: frozenset[str] = frozenset()
     check: Callable[[Any], str | None] | None = None
+    unread: tuple[str, ...] = ()
 
     @property
     def summary(self) -> str:
@@ -70,13 +72,14 @@ class Registry(Mapping[str, Entry]):
         paper: str = "",
         traits: tuple[str, ...] = (),
         check: Callable[[Any], str | None] | None = None,
+        unread: tuple[str, ...] = (),
     ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         """Decorates a builder (a class or a function) as the entry `name`."""
         if name in self._entries:
             raise ValueError(f"{self.field} already has an entry {name!r}")
 
         def add(build: Callable[..., Any]) -> Callable[..., Any]:
-            self._entries[name] = Entry(name, build, parameters, paper, frozenset(traits), check)
+            self._entries[name] = Entry(name, build, parameters, paper, frozenset(traits), check, unread)
             Registry.registered += 1
             return build
 

@@ -171,7 +171,7 @@ def _stdlib_files(root: str) -> list[tuple[str, str, os.stat_result]]:
     return sorted(files)
 
 
-@SOURCES.register("stdlib")
+@SOURCES.register("stdlib", unread=("data.too_long",))
 def stdlib(section: Data) -> Corpus:
     """The source code of Python's own standard library, read where it is installed: 7.6 MB, no network.
 
@@ -279,7 +279,9 @@ def file_digest(path: str) -> str:
         raise DataError(f"data.path: cannot read {path!r}: {error}.") from error
 
 
-@SOURCES.register("text", parameters=TextParameters, check=lambda config: _text_problem(config.data))
+@SOURCES.register(
+    "text", parameters=TextParameters, check=lambda config: _text_problem(config.data), unread=("data.too_long",)
+)
 def text(section: Data) -> Corpus:
     """Text files of your own, one document each; the end of the token stream is held out, as in nanoGPT.
 
@@ -365,7 +367,13 @@ class TaskParameters:
     task: str = choice("copy", "transformer.data.tasks:TASKS", "task whose rows are drawn on the device")
 
 
-@SOURCES.register("task", parameters=TaskParameters, traits=("drawn",), check=lambda config: _task_problem(config.data))
+@SOURCES.register(
+    "task",
+    parameters=TaskParameters,
+    traits=("drawn",),
+    check=lambda config: _task_problem(config.data),
+    unread=("data.vocabulary", "data.packing", "data.too_long", "data.sampling", "data.feed"),
+)
 def task(section: Data) -> Any:
     """A synthetic task with known answers; its rows are drawn on the device and never stored."""
     from transformer.data.tasks import make_task
@@ -373,16 +381,9 @@ def task(section: Data) -> Any:
     return make_task(section)
 
 
-_OF_STORED_ROWS = ("vocabulary", "packing", "too_long", "sampling", "feed")  # fields that no task reads
-
-
 def _task_problem(section: Any) -> str | None:
     from transformer.data.tasks import TASKS
 
-    for name in _OF_STORED_ROWS:
-        value, default = getattr(section, name), getattr(Data, name)
-        if value != default:
-            return f"draws its rows, so data.{name}={value} has no effect; leave it at {default}."
     problem = TASKS[section.task].build.refusal(section)  # type: ignore[attr-defined]
     return f"with data.task={section.task}, {problem}" if problem else None
 

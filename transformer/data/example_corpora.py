@@ -165,7 +165,11 @@ def _normal(text: bytes) -> bytes:
 
 
 @SOURCES.register(
-    "pairs", parameters=PairsParameters, traits=("pairs",), check=lambda config: _files_problem(config.data)
+    "pairs",
+    parameters=PairsParameters,
+    traits=("pairs",),
+    check=lambda config: _files_problem(config.data),
+    unread=("data.feed",),
 )
 def pairs(section: Data) -> Corpus:
     """Source and target sentences: lines of two columns, as Tatoeba's, or SCAN's commands and actions; .gz and .zip.
@@ -225,7 +229,11 @@ def _rows(name: str, raw: bytes, section: Data) -> Iterator[tuple[bytes, str]]:
 
 
 @SOURCES.register(
-    "labelled", parameters=LabelledParameters, traits=("labels",), check=lambda config: _files_problem(config.data)
+    "labelled",
+    parameters=LabelledParameters,
+    traits=("labels",),
+    check=lambda config: _files_problem(config.data),
+    unread=("data.feed",),
 )
 def labelled(section: Data) -> Corpus:
     """Texts with a label, from comma-separated files with a header, as CLINC's intents; .gz and .zip.

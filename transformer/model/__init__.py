@@ -14,9 +14,10 @@ from transformer.registry import Registry
 from transformer.schema import Config
 
 FAMILIES = Registry("model.family")
-FAMILIES.register("decoder", paper="Radford et al. 2018")(Decoder)
-FAMILIES.register("encoder", paper="Devlin et al. 2019 (BERT)")(Encoder)
-FAMILIES.register("prefix_decoder", paper="Raffel et al. 2020 (T5), section 3.2.1")(PrefixDecoder)
+NO_SOURCE = ("data.source_length",)  # what a family with one stack does not read
+FAMILIES.register("decoder", paper="Radford et al. 2018", unread=NO_SOURCE)(Decoder)
+FAMILIES.register("encoder", paper="Devlin et al. 2019 (BERT)", unread=NO_SOURCE)(Encoder)
+FAMILIES.register("prefix_decoder", paper="Raffel et al. 2020 (T5), section 3.2.1", unread=NO_SOURCE)(PrefixDecoder)
 FAMILIES.register("encoder_decoder", parameters=EncoderDecoderParameters, paper="Vaswani et al. 2017")(EncoderDecoder)
 
 

@@ -249,13 +249,11 @@ class Shaped(WeightRule):
         return alpha * identity + beta * jax.nn.softmax(scores_BHTS, axis=-1) - gamma * sight.uniform_B1TS()
 
 
-def _without_queries(config: Config) -> str | None:
-    attention = config.model.attention
-    idle = {"scale": "inv_sqrt", "qk_norm": "none", "tie": "none", "soft_cap": 0.0}
-    for name, default in idle.items():
-        value = getattr(attention, name)
-        if value != default:
-            return f"builds no queries or keys, so {name}={value} would do nothing; leave it at {default}."
+# What weights that need no queries and keys do not read.
+NO_SCORES = tuple(f"model.attention.{name}" for name in ("scale", "qk_norm", "tie", "soft_cap"))
+
+
+def _without_scores(config: Config) -> str | None:
     from transformer.model.positions import POSITIONS
 
     kind = config.model.position.kind
@@ -264,7 +262,7 @@ def _without_queries(config: Config) -> str | None:
     return None
 
 
-@WEIGHTS.register("uniform", traits=("row_stochastic", "no_scores"), check=_without_queries)
+@WEIGHTS.register("uniform", traits=("row_stochastic", "no_scores"), check=_without_scores, unread=NO_SCORES)
 class Uniform(WeightRule):
     """Equal weights over the visible keys, without queries, keys and positions: a control."""
 
@@ -283,11 +281,15 @@ def _backwards(config: Config) -> str | None:
     offset = config.model.attention.offset
     if offset < 0:
         return f"looks back, but offset={offset} is negative; use 0 or more."
-    return _across(config) or _without_queries(config)
+    return _across(config) or _without_scores(config)
 
 
 @WEIGHTS.register(
-    "fixed_offset", parameters=OffsetParameters, traits=("no_scores", "one_key_per_query"), check=_backwards
+    "fixed_offset",
+    parameters=OffsetParameters,
+    traits=("no_scores", "one_key_per_query"),
+    check=_backwards,
+    unread=NO_SCORES,
 )
 class FixedOffset(WeightRule):
     """All weight on the key `offset` positions back, and none where there is no such key: a control."""

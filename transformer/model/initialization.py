@@ -128,14 +128,10 @@ class ZeroScheme(PlainScheme):
         return 0.0 if role == "output" else self.model.init.std
 
 
-def _std_unused(config: Config) -> str | None:
-    std, default = config.model.init.std, type(config.model.init)().std
-    return (
-        None if std == default else f"follows from the shapes alone, so model.init.std={std} has no effect; remove it."
-    )
+FROM_SHAPES = ("model.init.std",)  # what a scheme that goes by the shapes alone does not read
 
 
-@SCHEMES.register("lecun", paper="LeCun et al. 1998 (Efficient BackProp)", check=_std_unused)
+@SCHEMES.register("lecun", paper="LeCun et al. 1998 (Efficient BackProp)", unread=FROM_SHAPES)
 class LeCunScheme(PlainScheme):
     """Normal with variance 1 / fan-in for kernels and 1 / d_model for tables.
 
@@ -146,7 +142,7 @@ class LeCunScheme(PlainScheme):
         return 1.0 / math.sqrt(shape[-2] if role in KERNEL_ROLES else self.model.d_model)
 
 
-@SCHEMES.register("lecun_depth", paper="LeCun et al. 1998; Radford et al. 2019, section 2.3", check=_std_unused)
+@SCHEMES.register("lecun_depth", paper="LeCun et al. 1998; Radford et al. 2019, section 2.3", unread=FROM_SHAPES)
 class LeCunDepthScheme(LeCunScheme):
     """As lecun, but kernels that write into the residual stream are divided by sqrt(2 * num_layers)."""
 
@@ -155,7 +151,7 @@ class LeCunDepthScheme(LeCunScheme):
         return std / math.sqrt(usual_depth(self.model)) if role == "output" else std
 
 
-@SCHEMES.register("xavier", paper="Glorot & Bengio 2010", check=_std_unused)
+@SCHEMES.register("xavier", paper="Glorot & Bengio 2010", unread=FROM_SHAPES)
 class XavierScheme(LeCunScheme):
     """As lecun, but with variance 2 / (fan-in + fan-out) for kernels."""
 
@@ -163,11 +159,9 @@ class XavierScheme(LeCunScheme):
         return math.sqrt(2.0 / sum(shape[-2:])) if role in KERNEL_ROLES else super().std(role, shape, name)
 
 
-def _fixup(config: Config) -> str | None:
-    return _output_kernels(config) or _std_unused(config)
-
-
-@SCHEMES.register("fixup", paper="Zhang et al. 2019 (Fixup)", traits=("silent_branches",), check=_fixup)
+@SCHEMES.register(
+    "fixup", paper="Zhang et al. 2019 (Fixup)", traits=("silent_branches",), check=_output_kernels, unread=FROM_SHAPES
+)
 class FixupScheme(LeCunScheme):
     """The last kernel of a branch starts at zero, those before it 1 / sqrt(branches) smaller than lecun's.
 
@@ -186,10 +180,10 @@ class FixupScheme(LeCunScheme):
 def _deepnorm(config: Config) -> str | None:
     if config.model.family == "encoder_decoder":
         return "draws with the beta of a single stack; use another scheme for an encoder-decoder."
-    return _std_unused(config)
+    return None
 
 
-@SCHEMES.register("deepnorm", paper="Wang et al. 2022 (DeepNet)", check=_deepnorm)
+@SCHEMES.register("deepnorm", paper="Wang et al. 2022 (DeepNet)", check=_deepnorm, unread=FROM_SHAPES)
 class DeepNormScheme(XavierScheme):
     """As xavier, with values, hidden and output kernels beta = (8 * num_layers)^(-1/4) smaller.
 
