@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ablations.evidence import Outcome
 from ablations.schema import MAX_SEED, MORE_PAIRS, Ablation, Better, Profile, better
 from transformer.config import apply_overrides, config_hash, default_config, replace, resolve
 from transformer.errors import ConfigError
@@ -53,17 +54,6 @@ class Member:
         if self.twin:
             overrides |= {"init_seed": TWIN_SEED + self.seed, "data_seed": self.seed}
         return replace(arm, overrides)
-
-
-@dataclasses.dataclass(frozen=True)
-class Score:
-    """What a finished member contributes to the choice of the learning rate.
-
-    Attributes:
-      value: the primary metric on validation; None if it diverged.
-    """
-
-    value: float | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,7 +128,7 @@ class ArmCell:
         name = found[0].name.partition(".")[0] if found else f"{self.ablation}-{self.arm}-{self.hash[:10]}"
         return runs / name
 
-    def grid(self, scores: Mapping[Member, Score]) -> list[float]:
+    def grid(self, scores: Mapping[Member, Outcome]) -> list[float]:
         """Learning rates to tune on: the profile's, extended by its own factor while the best lies at an edge.
 
         What lies beyond an edge is either better still or makes the edge an inner point, so the grid grows on one side
@@ -158,23 +148,24 @@ class ArmCell:
                 break
         return grid
 
-    def tuning_members(self, scores: Mapping[Member, Score]) -> list[Member]:
+    def tuning_members(self, scores: Mapping[Member, Outcome]) -> list[Member]:
         """Members that choose the learning rate."""
         return [Member(rate, seed) for seed in self.tuning_seeds for rate in self.grid(scores)]
 
-    def best_learning_rate(self, scores: Mapping[Member, Score]) -> float | None:
+    def best_learning_rate(self, scores: Mapping[Member, Outcome]) -> float | None:
         """The rate with the best mean tuning score, or None while tuning is unfinished. Of several that are as good, as
-        where a task is solved, the one in the middle; where all diverged, the lowest."""
+        where a task is solved, the one in the middle; where all diverged, the lowest. A run that ended broken counts as
+        what it ended with: where some runs of an arm fail and the others do best, that is what shall be seen."""
         if len(self.settings.learning_rates) == 1:
             return self.settings.learning_rates[0]
         return self._best(self.grid(scores), scores)
 
-    def at_edge(self, scores: Mapping[Member, Score]) -> bool:
+    def at_edge(self, scores: Mapping[Member, Outcome]) -> bool:
         """Whether the best rate still lies at an end of the extended grid."""
         grid, best = self.grid(scores), self.best_learning_rate(scores)
         return len(grid) > 1 and best in (grid[0], grid[-1])
 
-    def _best(self, grid: Iterable[float], scores: Mapping[Member, Score]) -> float | None:
+    def _best(self, grid: Iterable[float], scores: Mapping[Member, Outcome]) -> float | None:
         means: dict[float, float] = {}
         sign = 1.0 if self.better == "lower" else -1.0
         for rate in grid:
@@ -187,7 +178,7 @@ class ArmCell:
         tied = sorted(rate for rate, mean in means.items() if mean == least)
         return tied[(len(tied) - 1) // 2 if math.isfinite(least) else 0]
 
-    def members(self, scores: Mapping[Member, Score]) -> list[Member]:
+    def members(self, scores: Mapping[Member, Outcome]) -> list[Member]:
         """Every member known to be needed, given what is finished: tuning first, then the test seeds."""
         needed = self.tuning_members(scores) if len(self.settings.learning_rates) > 1 else []
         best = self.best_learning_rate(scores)
@@ -196,7 +187,7 @@ class ArmCell:
             needed += [Member(best, seed, twin=True) for seed in self.twin_seeds]
         return needed
 
-    def planned(self, scores: Mapping[Member, Score]) -> int:
+    def planned(self, scores: Mapping[Member, Outcome]) -> int:
         """How many members there will be, as far as is known: a grid may still be extended."""
         tests = 2 * len(self.twin_seeds) or self.settings.test_seeds
         return len(self.members(scores)) + (tests if self.best_learning_rate(scores) is None else 0)

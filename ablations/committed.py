@@ -156,10 +156,10 @@ def _measured(decisions: Sequence[Mapping[str, Any]], claim: Mapping[str, Any]) 
         if decision["check"]:
             several = decision["type"] == "formula"  # a number after the other
             said.append(decision["reason"].replace("; ", BREAK) if several else decision["reason"])
-        elif decision["estimate"] is None:
-            said.append(f"{_said_of(decision)}: {_estimate(decision)}")
         else:
-            said.append(f"{_said_of(decision)}: {_estimate(decision)}, {decision['label']}")
+            label = "" if decision["estimate"] is None else f", {decision['label']}"
+            lost = f"; diverged: {decision['diverged']}" if decision["diverged"] else ""
+            said.append(f"{_said_of(decision)}: {_estimate(decision)}{label}{lost}")
     return BREAK.join(said) or claim["sentence"]
 
 
@@ -181,8 +181,10 @@ def _estimate(decision: Mapping[str, Any]) -> str:
     if decision["interval95"]:
         low, high = decision["interval95"]
         text += f" [{low:{signed}.3g}, {high:{signed}.3g}]"
-    unit = decision["unit"] if decision["estimate_name"] in ("difference", "mean") else decision["estimate_name"]
-    return f"{text} {unit}"
+    if decision["estimate_name"] not in ("difference", "mean"):
+        return f"{text} {decision['estimate_title']}"
+    middle = "median " if decision["estimate_title"] != decision["estimate_name"] else ""
+    return f"{middle}{text} {decision['unit']}"
 
 
 def _scale(report: Mapping[str, Any], decision: Mapping[str, Any]) -> str:
@@ -285,9 +287,10 @@ def _picture(prefix: str) -> str:
     return (
         f"![Every comparison so far, in units of what matters]({prefix}{PICTURE})\n\n"
         "*Above: differences in units of the smallest that matters, with 95% intervals; inside the grey band they are "
-        "too small to matter. Below: what is left of what the baseline learned; right of the band the part is "
-        "dispensable, left of it essential. On text that is counted from the unigram entropy; a bigram table already "
-        "recovers much of it: the upright ticks, left of which nothing beyond such a table is kept.*\n\n"
+        "too small to matter, and a hollow dot is a median of pairs of which some diverged. Below: what is left of "
+        "what the baseline learned; right of the band the part is dispensable, left of it essential. On text that is "
+        "counted from the unigram entropy; a bigram table already recovers much of it: the upright ticks, left of "
+        "which nothing beyond such a table is kept.*\n\n"
         "*In the table, in part: other comparisons of the claim are inconclusive. Reversed: clearly the other way. "
         "Different: clearly apart, where no difference was claimed. Partly lost: between a quarter and three quarters "
         "of what the baseline learned, the recovered fraction, is left. Each arm has its own best learning rate, "

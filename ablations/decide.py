@@ -384,7 +384,7 @@ def _failed_controls(contrast: Contrast, evidence: Evidence) -> list[Downgrade]:
 
 def _gap(contrast: Contrast, base: ArmResult, trivial: float) -> float | None:
     """How much better than the trivial predictor the baseline's finite runs are on average."""
-    finished = [outcome for outcome in base.outcomes.values() if not outcome.diverged]
+    finished = [outcome for outcome in base.outcomes.values() if outcome.finished]
     values = [outcome.value for outcome in finished if outcome.value is not None]
     if not values:
         return None

@@ -18,10 +18,9 @@ class Outcome:
     """The end of one run.
 
     Attributes:
-      value: the final metric; None when the run diverged, a result that stays in the comparison.
+      value: the final metric; None when a loss was not finite.
       initial: the metric before training; needed where a diverged run must count as something.
-      broken: it ended with a value that shows that training failed. The value stays in what is compared; a comparison
-        of stability counts the run as diverged.
+      broken: it ended with a value that shows that training failed.
       parameters, flops, tokens: trained parameters, training FLOPs in total, training tokens; None when
         unknown.
     """
@@ -34,9 +33,14 @@ class Outcome:
     broken: bool = False
 
     @property
+    def finished(self) -> bool:
+        """It came to its end with a finite value, good or bad."""
+        return self.value is not None and math.isfinite(self.value)
+
+    @property
     def diverged(self) -> bool:
-        """No value, or not a finite one."""
-        return self.value is None or not math.isfinite(self.value)
+        """No finite value, or one that shows that training failed: a result that stays in every comparison."""
+        return self.broken or not self.finished
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,9 +64,9 @@ class ArmResult:
     def mean(self, quantity: Quantity) -> float | None:
         """Mean parameters, FLOPs or tokens of the runs that state them; None when none does.
 
-        Diverged runs stop early: they count for the parameters only.
+        Runs that did not finish count for the parameters only.
         """
-        runs = [run for run in self.outcomes.values() if quantity == "parameters" or not run.diverged]
+        runs = [run for run in self.outcomes.values() if quantity == "parameters" or run.finished]
         known = [float(getattr(run, quantity)) for run in runs if getattr(run, quantity) is not None]
         return float(np.mean(known)) if known else None
 

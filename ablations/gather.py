@@ -18,7 +18,7 @@ from ablations.evidence import (
     FormulaCheck,
     Outcome,
 )
-from ablations.schema import PERCENT, Ablation, Contrast, better
+from ablations.schema import Ablation, Contrast, better
 from ablations.store import Record
 from transformer.config import to_flat
 from transformer.errors import ConfigError
@@ -26,7 +26,6 @@ from transformer.errors import ConfigError
 ENTROPIES = ("unigram", "bigram")
 SOLVED = 95.0  # points
 NEAR = 0.05  # nats above the least loss that a task allows
-RISEN = 1.5  # a loss so many times its own minimum has not recovered
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,11 +82,11 @@ def _twins(cell: ArmCell, records: Mapping[Member, Record]) -> Twins:
     for member in sorted(records):
         own = dataclasses.replace(member, twin=False)
         if member.twin and member.learning_rate == rate and own in records:
-            one, two = (_outcome(records[m], cell.metric).value for m in (own, member))
-            if one is None or two is None:
+            one, two = (records[m].outcome(cell.metric) for m in (own, member))
+            if one.value is None or two.value is None or one.diverged or two.diverged:
                 lost.add(member.seed)
             else:
-                pairs[member.seed] = (one, two)
+                pairs[member.seed] = (one.value, two.value)
     return Twins(pairs, frozenset(lost))
 
 
@@ -152,32 +151,6 @@ def _reference(records: Mapping[Member, Record], name: str) -> float | None:
     return next((r.references[name] for r in records.values() if name in r.references), None)
 
 
-def initial_value(record: Record, metric: str) -> float | None:
-    """The metric before training: the loss of the first step, or chance."""
-    return record.references.get("chance") if metric in PERCENT else record.initial
-
-
-def _outcome(record: Record, metric: str) -> Outcome:
-    return Outcome(
-        value=record.metrics.get(metric) if record.state == "done" else None,
-        initial=initial_value(record, metric),
-        parameters=record.parameters,
-        flops=record.flops_per_token * record.tokens,
-        tokens=record.tokens,
-    )
-
-
-def _broken(record: Record, metric: str) -> bool:
-    """Whether training failed although its numbers stayed finite: a loss above the unigram entropy, or above 1.5 times
-    its own minimum over the last tenth of the run."""
-    score, unigram = record.score(metric), record.references.get("unigram")
-    if metric != "loss" or score is None or score.value is None or unigram is None:
-        return False
-    late = [point[1] for point in record.curve if point[0] >= 0.9 * record.tokens]
-    risen = bool(late) and min(late) > RISEN * min(point[1] for point in record.curve)
-    return score.value > unigram or risen
-
-
 def _arm_result(results: Results, arm: str, condition: str, metric: str) -> ArmResult | None:
     """One arm's outcomes at its own best learning rate; None while it has none."""
     found = _find(results, arm, condition)
@@ -188,15 +161,11 @@ def _arm_result(results: Results, arm: str, condition: str, metric: str) -> ArmR
     best = cell.best_learning_rate(scores)
     usable = {m: r for m, r in records.items() if r.state != "failed" and not m.twin}
     measured = {m: r for m, r in usable.items() if r.state == "diverged" or metric in r.metrics}
-    outcomes = {m.seed: _outcome(r, metric) for m, r in measured.items() if not m.is_tuning}
+    outcomes = {m.seed: r.outcome(metric) for m, r in measured.items() if not m.is_tuning}
     curve: dict[float, dict[int, Outcome]] = {}
-    for member, record in usable.items():
+    for member, score in scores.items():
         if member.is_tuning:
-            score = record.score(cell.metric)
-            value = dataclasses.replace(record, metrics={metric: score.value if score else None})
-            curve.setdefault(member.learning_rate, {})[member.seed] = dataclasses.replace(
-                _outcome(value, metric), broken=_broken(record, cell.metric)
-            )
+            curve.setdefault(member.learning_rate, {})[member.seed] = score
     if not outcomes:
         return None
     return ArmResult(arm, outcomes, best, curve, edge=cell.at_edge(scores))
@@ -221,7 +190,7 @@ def positive_control(results: Results, condition: str) -> Control | None:
     reference = SOLVED if asked == "solved" else _reference(found[1], asked)
     if reference is None:
         return Control(f"the baseline {name}", False, f"its runs recorded no {asked}")
-    values = [o.value for o in base.outcomes.values() if o.value is not None and not o.diverged]
+    values = [o.value for o in base.outcomes.values() if o.value is not None and o.finished]
     if diverged := len(base.outcomes) - len(values):
         return Control(f"the baseline {name}", False, f"{diverged} of its {len(base.outcomes)} runs diverged")
     mean, bound = sum(values) / len(values), reference + NEAR if asked == "floor" else reference

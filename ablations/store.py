@@ -12,12 +12,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ablations.cells import ArmCell, Member, Score
+from ablations.cells import ArmCell, Member
+from ablations.evidence import Outcome
+from ablations.schema import PERCENT
 from transformer.training.jsonfiles import read_json, write_json
 
 RECORD = "record.json"
 PACKED = ".jsonl"  # an arm's records in one file, a line each: what is committed
 CURVE_POINTS = 100
+RISEN = 1.5  # a loss so many times its own minimum has not recovered
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,12 +60,37 @@ class Record:
     environment: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     probes: tuple[str, ...] = ()
 
-    def score(self, metric: str = "loss") -> Score | None:
+    def outcome(self, metric: str = "loss") -> Outcome:
+        """How it ended, in a metric."""
+        return Outcome(
+            value=self.metrics.get(metric) if self.state == "done" else None,
+            initial=self.before_training(metric),
+            parameters=self.parameters,
+            flops=self.flops_per_token * self.tokens,
+            tokens=self.tokens,
+            broken=metric in ("loss", "validation_loss") and self._broken(self.metrics.get(metric)),
+        )
+
+    def score(self, metric: str = "loss") -> Outcome | None:
         """What it says about its learning rate, on validation; None if it failed or was not measured: nothing."""
         name = f"validation_{metric}" if f"validation_{metric}" in self.metrics or metric == "loss" else metric
         if self.state == "failed" or (self.state == "done" and name not in self.metrics):
             return None
-        return Score(self.metrics.get(name))
+        return self.outcome(name)
+
+    def before_training(self, metric: str) -> float | None:
+        """The metric before training: the loss of the first step, or chance."""
+        return self.references.get("chance") if metric.removeprefix("validation_") in PERCENT else self.initial
+
+    def _broken(self, loss: float | None) -> bool:
+        """Whether training failed although its loss stayed finite: it ended above the unigram entropy, or above 1.5
+        times its own minimum over the last tenth of the run."""
+        unigram = self.references.get("unigram")
+        if loss is None or unigram is None:
+            return False
+        late = [point[1] for point in self.curve if point[0] >= 0.9 * self.tokens]
+        risen = bool(late) and min(late) > RISEN * min(point[1] for point in self.curve)
+        return loss > unigram or risen
 
 
 class TamperedError(Exception):
@@ -154,7 +182,7 @@ def read_arm(directory: Path) -> tuple[dict[Member, Record], list[str]]:
     return records, tampered
 
 
-def scores(records: Mapping[Member, Record], metric: str = "loss") -> dict[Member, Score]:
+def scores(records: Mapping[Member, Record], metric: str = "loss") -> dict[Member, Outcome]:
     """What the finished members say about learning rates."""
     found = {member: record.score(metric) for member, record in records.items()}
     return {member: score for member, score in found.items() if score is not None}

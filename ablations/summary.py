@@ -10,11 +10,11 @@ from typing import Any
 from ablations import catalog, checks, claims, confounds, store
 from ablations.cells import ArmCell, Member
 from ablations.evidence import Evidence, Setting
-from ablations.gather import Results, collect, evidence_for, initial_value, named_arms, positive_control
+from ablations.gather import Results, collect, evidence_for, named_arms, positive_control
 from ablations.schema import PERCENT, UNITS, Contrast, better
 from ablations.store import Record
 from ablations.twins import noise
-from ablations.verdict import ESTIMATE_NAMES, Decision, family, judge_all, overall
+from ablations.verdict import ESTIMATE_NAMES, Decision, estimate_name, family, judge_all, overall
 from transformer.config import to_flat
 
 
@@ -156,6 +156,7 @@ def _decision(d: Decision, results: Results, evidence: Mapping[tuple[str, str], 
         "sentence": d.sentence,
         "estimate": d.estimate,
         "estimate_name": ESTIMATE_NAMES.get(contrast.type, ""),
+        "estimate_title": estimate_name(d),
         "interval90": list(d.interval90) if d.interval90 else None,
         "interval95": list(d.interval95) if d.interval95 else None,
         "n": d.n,
@@ -214,7 +215,8 @@ def _arm(results: Results, cell: ArmCell, records: dict[Member, Record]) -> dict
                     "seed": member.seed,
                     "value": score.value if score else None,
                     "state": record.state if record else "missing",
-                    "initial": initial_value(record, cell.metric) if record else None,
+                    "broken": score is not None and score.broken,
+                    "initial": record.before_training(cell.metric) if record else None,
                 }
             )
         else:
@@ -245,10 +247,11 @@ def _member(member: Member, record: Record | None, metric: str) -> dict[str, Any
         "twin": member.twin,
         "learning_rate": member.learning_rate,
         "state": record.state if record else "missing",
+        "broken": record is not None and record.outcome(metric).broken,
         "error": record.error if record else "",
         "diverged_at": record.diverged_at if record else None,
         "metrics": dict(record.metrics) if record else {},
-        "initial": initial_value(record, metric) if record else None,
+        "initial": record.before_training(metric) if record else None,
         "seconds": record.seconds if record else None,
         "tokens_per_second": record.tokens / record.seconds if record and record.seconds else None,
         "curve": [list(point) for point in record.curves.get(metric, record.curve)] if record else [],

@@ -107,10 +107,11 @@ ESTIMATE_NAMES = {
 
 
 def estimate_name(decision: Decision) -> str:
-    """What the estimate of a comparison is; where runs diverged, the middle one stands for their level."""
-    if decision.contrast.type == "level" and decision.analysis is not None and not decision.analysis.interval95:
-        return "median"
-    return ESTIMATE_NAMES[decision.contrast.type]
+    """What the estimate of a comparison is; where runs diverged, the middle one stands for all."""
+    name = ESTIMATE_NAMES.get(decision.contrast.type, "")
+    if decision.analysis is None or not decision.analysis.is_median:
+        return name
+    return "median" if name == "mean" else f"median {name}"
 
 
 def _numbers(decision: Decision) -> str:

@@ -79,6 +79,11 @@ class Analysis:
     missing: str = ""
     remedy: str = ""
 
+    @property
+    def is_median(self) -> bool:
+        """The estimate is the middle one, since runs diverged and signs decide."""
+        return "sign test" in self.method
+
 
 def claimed_sign(contrast: Contrast) -> float:
     """+1 when the claim says the metric of `test` is above that of `base`, -1 when below.

@@ -22,10 +22,8 @@ def analyse_stability(contrast: Contrast, evidence: Evidence) -> Analysis:
     """Learning-rate sensitivity and divergence rate over the learning rates both arms were run at.
 
     The ratio is that of the arm claimed to be less stable over the other, from paired logs of per-seed
-    sensitivities (seeds with every learning rate). Divergences are pooled over learning rates and seeds; a run whose
-    loss stayed finite counts as one where it ended worse than the unigram entropy, or far above its own minimum.
-    Either may carry the claim, so the p is twice the smaller (Bonferroni). Against it stands equality of the
-    sensitivities.
+    sensitivities (seeds with every learning rate). Divergences are pooled over learning rates and seeds. Either may
+    carry the claim, so the p is twice the smaller (Bonferroni). Against it stands equality of the sensitivities.
     """
     if evidence.test is None or evidence.base is None:
         return Analysis(missing="an arm has no runs yet", remedy="run the missing arm")
@@ -38,9 +36,9 @@ def analyse_stability(contrast: Contrast, evidence: Evidence) -> Analysis:
     if len(grid) < 2 or not runs:
         return Analysis(missing=f"{len(grid)} learning rates common to both arms", remedy="run both arms over one grid")
     rates = statistics.divergence_rates(
-        sum(_lost(evidence.test.curve[rate][seed]) for rate, seed in runs),
+        sum(evidence.test.curve[rate][seed].diverged for rate, seed in runs),
         len(runs),
-        sum(_lost(evidence.base.curve[rate][seed]) for rate, seed in runs),
+        sum(evidence.base.curve[rate][seed].diverged for rate, seed in runs),
         len(runs),
     )
     complete = sorted(set.intersection(*(set(seeds[rate]) for rate in grid)))
@@ -82,12 +80,8 @@ def _sensitivity(outcomes: Sequence[Outcome], contrast: Contrast) -> float | Non
     initial = next((outcome.initial for outcome in outcomes if outcome.initial is not None), None)
     if initial is None:
         return None
-    values = [None if _lost(outcome) else outcome.value for outcome in outcomes]
+    values = [None if outcome.diverged else outcome.value for outcome in outcomes]
     return statistics.learning_rate_sensitivity(values, initial, contrast.better)
-
-
-def _lost(outcome: Outcome) -> bool:
-    return outcome.diverged or outcome.broken
 
 
 def _one_direction(logs: npt.NDArray[np.float64], ratio: Estimate | None, by_rate: float, side: int) -> Significance:

@@ -34,11 +34,11 @@ _CLAIM: dict[str, Any] = {
 _DECISION: dict[str, Any] = {
     "claim": "", "condition": "default", "type": "superiority", "test": "", "base": "", "arms": [],
     "metric": "loss", "unit": "", "margin": None, "better": "lower", "verdict": "inconclusive", "label": "",
-    "reason": "", "remedy": "", "sentence": "", "estimate": None, "estimate_name": "difference", "interval90": None,
-    "interval95": None, "n": 0, "p": None, "p_adjusted": None, "q": None,
-    "counter_p": None, "counter_p_adjusted": None, "against": False, "method": "", "sd": None, "rho": None,
-    "detectable": None, "diverged": "", "downgrades": [], "prior": "", "contrast_hash": "", "registered": "",
-    "check": "", "paired": [],
+    "reason": "", "remedy": "", "sentence": "", "estimate": None, "estimate_name": "difference",
+    "estimate_title": "difference", "interval90": None, "interval95": None, "n": 0, "p": None, "p_adjusted": None,
+    "q": None, "counter_p": None, "counter_p_adjusted": None, "against": False, "method": "", "sd": None,
+    "rho": None, "detectable": None, "diverged": "", "downgrades": [], "prior": "", "contrast_hash": "",
+    "registered": "", "check": "", "paired": [],
 }  # fmt: skip
 _ARM: dict[str, Any] = {
     "arm": "", "condition": "default", "label": "", "note": "", "baseline": False, "overrides": {},
@@ -46,11 +46,12 @@ _ARM: dict[str, Any] = {
     "edge": False, "tuning": [], "members": [], "confounds": {},
 }  # fmt: skip
 _TUNING: dict[str, Any] = {
-    "learning_rate": None, "seed": 0, "value": None, "state": "missing", "initial": None,
+    "learning_rate": None, "seed": 0, "value": None, "state": "missing", "broken": False, "initial": None,
 }  # fmt: skip
 _MEMBER: dict[str, Any] = {
-    "seed": 0, "twin": False, "learning_rate": None, "state": "missing", "error": "", "diverged_at": None,
-    "metrics": {}, "initial": None, "seconds": None, "tokens_per_second": None, "curve": [], "train_curve": [],
+    "seed": 0, "twin": False, "learning_rate": None, "state": "missing", "broken": False, "error": "",
+    "diverged_at": None, "metrics": {}, "initial": None, "seconds": None, "tokens_per_second": None, "curve": [],
+    "train_curve": [],
 }  # fmt: skip
 _CONFOUNDS: dict[str, Any] = {
     "config": [], "parameters_only_base": [], "parameters_only_arm": [], "shape_changed": [],

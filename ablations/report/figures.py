@@ -116,6 +116,7 @@ def _means_by_rate(rows: Sequence[Row], cap: float | None, worse: int, within: F
 
 def _tuning_mark(sheet: Sheet, arm: Row, row: Row, name: str) -> str:
     ended = "diverged" if row["state"] == "diverged" else numbers.significant(row["value"], 4)
+    ended += ", which counts as diverged" if row["broken"] else ""
     title = f"{name}, seed {row['seed']}, learning rate {numbers.rate(row['learning_rate'])}: {ended}"
     return sheet.mark(title, arm["arm"], row["seed"], "tuning", condition=arm["condition"])
 

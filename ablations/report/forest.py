@@ -122,10 +122,11 @@ def cell(decision: Mapping[str, Any], scale: Scale, role: str) -> str:
             shapes.append(_line(scale.x(interval[0]), scale.x(interval[1]), role, width))
             shapes += [_arrow(scale, end, role) for end in interval if width < 4 and _outside(scale, end)]
     estimate = decision["estimate"]
+    filled = f'class="f-{role}"' if decision["interval95"] else f'class="s-{role}" fill="none" stroke-width="1.5"'
     shapes.append(
         _arrow(scale, estimate, role)
         if _outside(scale, estimate)
-        else f'<circle class="f-{role}" data-mark="estimate" cx="{scale.x(estimate):.1f}" cy="{MIDDLE}" r="3.6"/>'
+        else f'<circle {filled} data-mark="estimate" cx="{scale.x(estimate):.1f}" cy="{MIDDLE}" r="3.6"/>'
     )
     shapes += [_tick(scale, tick, decision["estimate_name"] in DIFFERENCES) for tick in scale.ticks]
     title = escape(describe(decision))
@@ -137,7 +138,7 @@ def cell(decision: Mapping[str, Any], scale: Scale, role: str) -> str:
 
 def describe(decision: Mapping[str, Any]) -> str:
     """The picture in words, for those who cannot see it."""
-    text = f"{decision['estimate_name']} {significant(decision['estimate'])}"
+    text = f"{decision['estimate_title']} {significant(decision['estimate'])}"
     for level, key in ((95, "interval95"), (90, "interval90")):
         if decision[key]:
             low, high = decision[key]

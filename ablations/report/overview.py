@@ -28,9 +28,10 @@ def overview(reports: Sequence[Row]) -> Figure | None:
     return Figure(
         "answers",
         "What was compared so far",
-        "Dots are estimates, lines 95% intervals. A difference inside the grey band is too small to matter; a fraction "
-        "left of it means that the part is essential, right of it that it is dispensable; upright ticks are what a "
-        "bigram table comes to. Green: the claim is supported; orange: refuted; purple: mixed; grey: undecided.",
+        "Dots are estimates, lines 95% intervals; a hollow dot is a median, without an interval since runs diverged. A "
+        "difference inside the grey band is too small to matter; a fraction left of it means that the part is "
+        "essential, right of it that it is dispensable; upright ticks are what a bigram table comes to. Green: the "
+        "claim is supported; orange: refuted; purple: mixed; grey: undecided.",
         panels,
         columns=1,
     )
@@ -55,6 +56,7 @@ def _rows(reports: Sequence[Row], name: str) -> list[dict[str, Any]]:
                     "estimate": decision["estimate"] / scale,
                     "low": low / scale,
                     "high": high / scale,
+                    "median": not decision["interval95"],
                     "verdict": decision["verdict"],
                     "table": of_a_table(report, decision),
                     "said": f"{significant(decision['estimate'], 2)} {decision['unit'] or name}",
@@ -115,10 +117,14 @@ def _panel(name: str, title: str, rows: list[dict[str, Any]], with_legend: bool)
                 "mark": {"type": "rule", "strokeWidth": 1.6, "clip": True},
                 "encoding": {"x": {**x, "field": "low"}, "x2": {"field": "high"}, "y": y, "color": color},
             },
-            {
-                "mark": {"type": "point", "filled": True, "size": 46, "opacity": 1, "clip": True},
-                "encoding": {"x": {**x, "field": "estimate"}, "y": y, "color": color},
-            },
+            *(
+                {
+                    "data": {"values": [row for row in rows if row["median"] is hollow]},
+                    "mark": {"type": "point", "filled": not hollow, "size": 46, "opacity": 1, "clip": True},
+                    "encoding": {"x": {**x, "field": "estimate"}, "y": y, "color": color},
+                }
+                for hollow in (False, True)
+            ),
             *([table] if any(row["table"] is not None for row in rows) else []),
         ],
     }

@@ -164,6 +164,7 @@ def _comparison(report: Row, decision: Row, scales: dict[tuple[str, str], forest
     picture = forest.cell(decision, scale, role) if scale and decision["estimate"] is not None else ""
     p = "counter_p" if decision["against"] else "p"  # of the test that the verdict rests on
     by_check = decision["type"] in BY_CHECK
+    with_unit = decision["estimate"] is not None and (signed or decision["estimate_name"] == "mean")
     notes = [cause["reason"] for cause in decision["downgrades"] if cause["reason"] not in decision["reason"]]
     if decision["diverged"]:
         notes.append(f"runs that diverged: {decision['diverged']}")
@@ -176,10 +177,10 @@ def _comparison(report: Row, decision: Row, scales: dict[tuple[str, str], forest
         "condition": "" if by_check or len(conditions(report)) < 2 else decision["condition"],
         "question": QUESTIONS.get(decision["type"], decision["type"]),
         "metric": "" if by_check else decision["metric"],
-        "estimate_name": decision["estimate_name"],
+        "estimate_title": decision["estimate_title"],
         "estimate": middle,
         "interval": interval,
-        "unit": decision["unit"] if signed or decision["estimate_name"] == "mean" else "",
+        "unit": decision["unit"] if with_unit else "",
         "margin": _margin(decision),
         "picture": Markup(picture),
         "inferred": decision["p"] is not None,

@@ -190,15 +190,14 @@ def _span(values: Sequence[float]) -> str:
     return low if low == high else f"{low} to {high}"
 
 
+BROKEN = "above the unigram entropy, or above 1.5 times its own lowest"
 ESTIMATES = {
     "recovered fraction": "A recovered fraction is 1 for the baseline, and 0 for what knows nothing but how often each "
     "token occurs (the unigram entropy) or, in a task, guesses.",
     "sensitivity ratio": "A sensitivity is how much worse than at its best learning rate an arm ends, on average over "
-    "the grid; the ratio is above 1 where the first arm is the more sensitive one. A run that diverged counts as its "
-    "loss before training, and here so does one whose loss ends above the unigram entropy, or above 1.5 times its own "
-    "lowest; in other comparisons, and where a learning rate is chosen, that one counts as what it ended with. "
-    "Sensitivities or divergences may carry the claim, in either direction, so their p values are doubled twice: an "
-    "interval that just clears the margin does not suffice.",
+    "the grid; the ratio is above 1 where the first arm is the more sensitive one. Sensitivities or divergences may "
+    "carry the claim, in either direction, so their p values are doubled twice: an interval that just clears the "
+    "margin does not suffice.",
 }
 
 
@@ -256,9 +255,14 @@ def noise_sentences(report: Row) -> list[str]:
 
 def _losses(report: Row) -> list[str]:
     progress, said = report["progress"], []
-    if progress["diverged"]:
-        runs = plural(progress["diverged"], "run")
-        said.append(f"{runs} diverged; a diverged run counts as worst and is never dropped.")
+    broken = sum(run["broken"] for arm in report["arms"] for run in (*arm["tuning"], *arm["members"]))
+    if lost := progress["diverged"] + broken:
+        finite = f", {'all' if broken == lost else broken} with a finite loss that ended {BROKEN}" if broken else ""
+        said.append(
+            f"{plural(lost, 'run')} diverged{finite}. A diverged run is never dropped: a comparison of pairs counts it "
+            "as worst and rests on signs alone, a sensitivity as the metric before training. Learning rates are chosen "
+            "by what runs ended with, where all of them have a finite loss."
+        )
     gone = [
         f"{plural(progress[state], 'run')} {one if progress[state] == 1 else many}"
         for state, one, many in (("failed", "failed", "failed"), ("missing", "is still to come", "are still to come"))

@@ -7,7 +7,8 @@ import dataclasses
 import pytest
 
 from ablations import jobs
-from ablations.cells import TUNING_SEED, ArmCell, Member, Score, cells
+from ablations.cells import TUNING_SEED, ArmCell, Member, cells
+from ablations.evidence import Outcome
 from ablations.schema import Arm, Condition, Profile
 from tests.ablations.lab import SIZE, ablation, arm, write_config
 from transformer.errors import ConfigError
@@ -22,17 +23,17 @@ def cell() -> ArmCell:
     return arm(ablation(rates=RATES, seeds=4))
 
 
-def tuned(cell: ArmCell, **losses: float | None) -> dict[Member, Score]:
+def tuned(cell: ArmCell, **losses: float | None) -> dict[Member, Outcome]:
     """Scores of tuning members: `lr_0_001=2.0` is the loss at 0.001, None a divergence."""
     rates = {float(name.removeprefix("lr_").replace("_", ".")): loss for name, loss in losses.items()}
-    return {Member(rate, TUNING_SEED): Score(loss) for rate, loss in rates.items()}
+    return {Member(rate, TUNING_SEED): Outcome(loss) for rate, loss in rates.items()}
 
 
-def play(cell: ArmCell, loss) -> dict[Member, Score]:
+def play(cell: ArmCell, loss) -> dict[Member, Outcome]:
     """Scores after every member the arm asks for has been trained."""
-    scores: dict[Member, Score] = {}
+    scores: dict[Member, Outcome] = {}
     while todo := [member for member in cell.members(scores) if member not in scores]:
-        scores |= {member: Score(loss(member)) for member in todo}
+        scores |= {member: Outcome(loss(member)) for member in todo}
     return scores
 
 
@@ -81,6 +82,13 @@ def test_a_divergence_never_wins_and_points_downwards(cell):
     assert cell.best_learning_rate(tuned(cell, lr_0_001=3.0, lr_0_003=2.0, lr_0_01=None)) == 3e-3
     scores = play(cell, lambda member: None)
     assert cell.grid(scores)[0] == 0.0001111 and cell.at_edge(scores)
+
+
+def test_a_run_that_ended_broken_counts_as_what_it_ended_with(cell):
+    """A rate at which some runs fail and the others do best is chosen, so that the failures are seen."""
+    scores = tuned(cell, lr_0_001=2.0, lr_0_003=1.0, lr_0_01=2.0)
+    broken = dataclasses.replace(scores[Member(3e-3, TUNING_SEED)], value=1.5, broken=True)
+    assert cell.best_learning_rate({**scores, Member(3e-3, TUNING_SEED): broken}) == 3e-3
 
 
 def test_an_extension_is_the_arms_own():

@@ -6,8 +6,7 @@ import dataclasses
 
 import pytest
 
-from ablations import committed, gather, jobs, store, summary
-from ablations.cells import Member
+from ablations import committed, jobs, summary
 from ablations.report.contract import complete
 from ablations.report.reached import reached
 from ablations.report.words import explained
@@ -145,25 +144,3 @@ def test_a_baseline_that_diverges_or_was_not_run_passes_nothing(tmp_path, config
 def test_a_control_that_means_nothing_is_refused(changes, said):
     with pytest.raises(ConfigError, match=said):
         dataclasses.replace(MADE, **changes)
-
-
-# --- Training that failed although its numbers stayed finite -----------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("loss", "curve", "broken"),
-    [
-        (3.2, [4.0, 3.2], True),  # worse than the unigram entropy, 3.1
-        (3.0, [4.0, 3.0], False),
-        (3.05, [2.0, 3.05, 3.05], True),  # far above what it had reached, to the end
-        (2.9, [2.0, 3.1, 2.9], False),  # recovering
-        (None, [4.0, 3.0], False),  # no value at all is told apart
-    ],
-)
-def test_a_broken_run_is_known_by_its_loss(loss, curve, broken):
-    points = tuple((100 * (i + 1) / len(curve), value) for i, value in enumerate(curve))
-    known = {"tokens": 100, "curve": points, "references": {"unigram": 3.1}}
-    record = store.Record(Member(1e-2, 1000), "done", "h", {"validation_loss": loss}, **known)
-    assert gather._broken(record, "loss") is broken
-    assert not gather._broken(record, "accuracy")
-    assert not gather._broken(dataclasses.replace(record, references={}), "loss")  # a task

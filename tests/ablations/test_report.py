@@ -340,7 +340,14 @@ def _undecidable(data):
     """Estimates of every kind, some without intervals, arms that do not exist, and claims that point nowhere."""
     kinds = ("recovered fraction", "sensitivity ratio", "exponent", "claimed best against worst", "difference")
     data["decisions"] = [
-        {**data["decisions"][0], "estimate_name": kind, "estimate": 0.7, "interval90": [0.5, 0.9], "interval95": ends}
+        {
+            **data["decisions"][0],
+            "estimate_name": kind,
+            "estimate_title": kind,
+            "estimate": 0.7,
+            "interval90": [0.5, 0.9],
+            "interval95": ends,
+        }
         for kind in kinds
         for ends in ([0.4, 1.1], None)
     ]

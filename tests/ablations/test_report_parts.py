@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from ablations import claims, explain
-from ablations.report import forest, members, numbers, page, words
+from ablations.report import figures, forest, members, numbers, page, words
 from ablations.report.contract import complete, thin
 from ablations.report.curves import enter, frame, mean_curve, spread
 from ablations.report.overview import overview
@@ -159,7 +159,7 @@ def test_numbers_read_well(text, expected):
 def _row(estimate, low, high, name="difference", margin=0.01):
     return {
         "estimate": estimate, "interval95": [low, high], "interval90": [low, high], "estimate_name": name,
-        "metric": "loss", "margin": margin,
+        "estimate_title": name, "metric": "loss", "margin": margin,
     }  # fmt: skip
 
 
@@ -201,6 +201,9 @@ def test_one_picture_of_all_answers_has_a_row_for_each_comparison():
     without = overview([{**data, "decisions": [fraction]}])
     assert with_tick.panels[0].body.count("<path") == without.panels[0].body.count("<path") + 1
     assert overview([{**data, "decisions": []}]) is None
+    median = overview([{**data, "decisions": [{**fraction, "interval95": None, "interval90": None}]}])
+    filled, hollow = (figure.panels[0].body.count('<path class="s-') for figure in (without, median))
+    assert hollow == filled + 1
 
 
 def test_ratios_are_drawn_on_a_logarithmic_scale():
@@ -215,6 +218,13 @@ def test_a_picture_says_in_words_what_it_shows():
     assert text == (
         "difference 0.0200, 95% interval 0.0100 to 0.0300, 90% interval 0.0100 to 0.0300; shaded from −0.0100 to 0.0100"
     )
+
+
+def test_a_median_without_an_interval_is_a_hollow_dot():
+    row = _row(0.02, 0.01, 0.03)
+    scale = forest.scales([row])["difference", "loss"]
+    assert 'fill="none"' not in forest.cell(row, scale, "ink")
+    assert 'class="s-ink" fill="none"' in forest.cell({**row, "interval95": None, "interval90": None}, scale, "ink")
 
 
 def test_sentences_follow_the_data():
@@ -248,6 +258,16 @@ def test_runs_that_diverged_are_counted_beside_the_verdict():
     rows = [row for claim in page.context(data, [])["claims"] for row in claim["rows"]]
     assert ["runs that diverged: 3 of 8 against 0 of 8" in row["notes"] for row in rows].count(True) == 1
     assert divergence_rates(0, 8, 0, 8).counts == ""
+
+
+def test_a_tuning_run_that_ended_broken_says_so_where_the_pointer_rests():
+    data = complete(report_data(arms=2, seeds=2, points=3))
+    said = "which counts as diverged"
+    assert said not in figures.learning_rate_curves(data).panels[-1].body
+    broken = next(row for row in data["arms"][1]["tuning"] if row["state"] == "done")
+    broken["broken"] = True
+    drawn = figures.learning_rate_curves(data).panels[-1].body
+    assert f"{numbers.significant(broken['value'], 4)}, {said}" in drawn
 
 
 def test_what_is_almost_the_same_is_said_to_be_almost_the_same():

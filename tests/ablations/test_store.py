@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import shutil
@@ -149,6 +150,31 @@ def test_what_a_record_says_about_its_rate():
     assert diverged.value is None
     assert score(state="failed") == (None, None)
     assert score(metrics={"validation_loss": 2.0})[1] is None  # not measured is not diverged
+    before = score(metrics=metrics, initial=4.0, references={"chance": 25.0})
+    assert [outcome.initial for outcome in before] == [4.0, 25.0]
+
+
+@pytest.mark.parametrize(
+    ("loss", "curve", "broken"),
+    [
+        (3.2, [4.0, 3.2], True),  # worse than the unigram entropy, 3.1
+        (3.0, [4.0, 3.0], False),
+        (3.05, [2.0, 3.05, 3.05], True),  # far above what it had reached, to the end
+        (2.9, [2.0, 3.1, 2.9], False),  # recovering
+        (None, [4.0, 3.0], False),  # no value at all is told apart
+    ],
+)
+def test_a_broken_run_is_known_by_its_loss(loss, curve, broken):
+    points = tuple((100 * (i + 1) / len(curve), value) for i, value in enumerate(curve))
+    known = {"tokens": 100, "curve": points, "references": {"unigram": 3.1}}
+    metrics = {"loss": loss, "validation_loss": loss, "accuracy": 50.0}
+    record = Record(Member(1e-2, 1000), "done", "h", metrics, **known)
+    assert record.score().broken is record.outcome().broken is broken
+    assert record.outcome().diverged is (broken or loss is None)
+    assert not record.outcome("accuracy").diverged
+    assert not dataclasses.replace(record, references={}).score().broken  # a task
+    other = dataclasses.replace(record, metrics={"loss": 3.2, "validation_loss": 3.0}, curve=())
+    assert other.outcome().broken and not other.score().broken  # each by its own number
 
 
 @pytest.mark.parametrize("count", [0, 1, 99, 100, 101, 150, 1234])

@@ -12,7 +12,8 @@ import pytest
 from ablations import catalog, checks, jobs, store, summary
 from ablations.cells import Member, cells
 from ablations.evidence import ExactCheck
-from ablations.report import write_report
+from ablations.report import words, write_report
+from ablations.report.contract import complete
 from ablations.schema import Arm, Condition, Contrast
 from tests.ablations.lab import WORSE, ablation, arm, fill, put, write_config
 from transformer.errors import ConfigError
@@ -237,6 +238,28 @@ def test_members_are_listed_as_what_they_are(lab):
     pairs = {pair["seed"]: pair["test"] for pair in data["decisions"][0]["paired"]}
     assert pairs[1] is None and pairs[2] is None and pairs[0] is not None
     assert data["decisions"][0]["n"] == 6  # failed and missing are no results; the divergence is one
+
+
+def test_a_run_that_ended_broken_says_so(lab):
+    """It is done, with a number, and yet counts as diverged."""
+    made = ablation(rates=(1e-3, 3e-3, 1e-2), seeds=8)
+    runs = lab(made)
+    cell, about = arm(made, "other"), {"contrasts": jobs.registered("tiny", made), "references": {"unigram": 3.0}}
+    assert "diverged" not in words.certainty(complete(judged(runs)))
+    for member in (Member(3e-3, 2), Member(1e-3, 1000), Member(1e-2, 1000)):
+        put(runs, cell, member, 3.5, **about)
+    data = judged(runs)
+    other = data["arms"][1]
+    assert [m["seed"] for m in other["members"] if m["broken"]] == [2]
+    assert [t["learning_rate"] for t in other["tuning"] if t["broken"]] == [1e-3, 1e-2]
+    decision = data["decisions"][0]
+    assert decision["diverged"] == "1 of 8 against 0 of 8" and "sign test" in decision["method"]
+    assert decision["estimate_title"] == "median difference" and "median difference" in decision["sentence"]
+    assert {m["state"] for m in other["members"]} == {"done"} and data["progress"]["diverged"] == 0
+    sure = words.certainty(complete(data))
+    assert "3 runs diverged, all with a finite loss that ended above the unigram entropy" in sure
+    put(runs, cell, Member(3e-3, 3), None, **about)
+    assert "4 runs diverged, 3 with a finite loss" in words.certainty(complete(judged(runs)))
 
 
 def test_tuning_shows_with_its_extension(tmp_path, configs):

@@ -68,6 +68,13 @@ def breaking(evidence: Evidence, arm: str, rate: float) -> Evidence:
     return dataclasses.replace(evidence, **{arm: dataclasses.replace(result, curve={**result.curve, rate: broken})})
 
 
+def losing(evidence: Evidence, seeds: Sequence[int], **ending) -> Evidence:
+    """The same, where the test arm diverged on some seeds: without a value, or broken with one."""
+    runs = evidence.test.outcomes
+    lost = {seed: dataclasses.replace(runs[seed], **ending) for seed in seeds}
+    return dataclasses.replace(evidence, test=dataclasses.replace(evidence.test, outcomes={**runs, **lost}))
+
+
 def powers(exponent: float, sd: float, claimed: float = 2.0, n: int = N) -> Evidence:
     sizes = (128.0, 256.0, 512.0, 1024.0)
     slopes = exponent + sd * spread(n)
@@ -483,8 +490,27 @@ def test_stability_waits_for_the_tuning_seeds() -> None:
     assert judge(registered, evidence, dataclasses.replace(setting, tuning_seeds=N + 1)).verdict == "inconclusive"
 
 
-def test_a_run_that_ends_broken_counts_as_diverged() -> None:
-    """In a comparison of stability, where its loss stays finite but shows that training failed."""
+@pytest.mark.parametrize("type", ["superiority", "equivalence", "level", "catastrophe"])
+def test_a_run_that_ends_broken_counts_as_diverged_in_pairs(type: str) -> None:
+    """Its loss stays finite but shows that training failed: a sign test and a rate, as if there were no number."""
+    registered = contrast(type, **({"margin": 2.0} if type == "level" else {}))
+    whole = pair(0.3, 0.01, **FAIR)
+    gone, broken = (losing(whole, [0, 3], **ending) for ending in ({"value": None}, {"broken": True}))
+    expected, found = judge(registered, gone, QUICK), judge(registered, broken, QUICK)
+    assert found.sentence == expected.sentence and found.analysis == expected.analysis
+    assert "sign test" in found.analysis.method and "sign test" not in judge(registered, whole, QUICK).analysis.method
+    if type != "level":
+        assert found.analysis.rates.counts == f"2 of {N} against 0 of {N}"
+
+
+def test_a_broken_run_took_all_its_steps() -> None:
+    """So its tokens and FLOPs count where arms are matched, unlike those of one that stopped."""
+    half = dataclasses.replace(pair(0.3, 0.01, **FAIR).test, outcomes={0: Outcome(3.9, tokens=100, broken=True)})
+    assert half.mean("tokens") == 100.0
+    assert dataclasses.replace(half, outcomes={0: Outcome(None, tokens=40)}).mean("tokens") is None
+
+
+def test_a_run_that_ends_broken_counts_as_diverged_in_stability() -> None:
     claimed, whole = contrast("stability", expect="worse"), curves([1.6, 1.5, 3.9], [1.6, 1.5, 1.7])
     gone = judge(claimed, curves([1.6, 1.5, None], [1.6, 1.5, 1.7]), QUICK)
     broken = judge(claimed, breaking(whole, "test", GRID[2]), QUICK)

@@ -265,7 +265,7 @@ def test_a_run_that_ends_without_a_number_is_a_result(tmp_path, text, monkeypatc
     assert run_arm(job.directory) == 0
     (record,) = store.read_arm(job.directory)[0].values()
     assert record.state == "done" and record.metrics["loss"] is record.metrics["validation_loss"] is None
-    assert record.score() == store.Score(None) and job.progress().todo == 0
+    assert record.score().value is None and job.progress().todo == 0
 
 
 def test_what_another_question_trained_is_measured_later(trained, tmp_path):
@@ -336,7 +336,7 @@ def test_shares_become_points(tmp_path, text):
         **{"validation_loss": 1.0, "validation_accuracy": 50.0, "validation_exact_match": 12.5},
     }
     record = store.Record(Member(1e-2, 0), "done", "h", metrics=found)
-    assert record.score("accuracy") == store.Score(50.0) and record.score("loss") == store.Score(1.0)
+    assert record.score("accuracy").value == 50.0 and record.score("loss").value == 1.0
     assert worker._curve(rows, "accuracy") == ((100, 25.0),) and worker._curve(rows, "loss") == ((100, 9.0),)
     with pytest.raises(ConfigError, match="'accuracy' is not measured"):
         made._metrics(Member(1e-2, 0), tmp_path, final(validation={"loss": 1.0}))
