@@ -133,11 +133,16 @@ def collect(names: Iterable[str], profile: str, runs: Path) -> list[Job]:
 
 
 def of_cells(asked: Iterable[ArmCell], runs: Path) -> list[Job]:
-    """One job per different arm among cells."""
+    """One job per different arm among cells. Their directories are made, one after another, so that commands started
+    at the same time find the same one for an arm that they share."""
     jobs: dict[str, Job] = {}
+    runs.mkdir(parents=True, exist_ok=True)
     for cell in asked:
         ablation = catalog.load(cell.ablation)
-        known = jobs.get(cell.hash, Job(cell.directory(runs), ()))
+        with store.locked(runs / "lock"):
+            directory = cell.directory(runs)
+            directory.mkdir(exist_ok=True)
+        known = jobs.get(cell.hash, Job(directory, ()))
         jobs[cell.hash] = Job(
             known.directory,
             (*known.cells, cell),

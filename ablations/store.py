@@ -5,10 +5,12 @@ The directory of arms is also the queue: a member is done when its record exists
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import fcntl
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -186,6 +188,18 @@ def scores(records: Mapping[Member, Record], metric: str = "loss") -> dict[Membe
     """What the finished members say about learning rates."""
     found = {member: record.score(metric) for member, record in records.items()}
     return {member: score for member, score in found.items() if score is not None}
+
+
+@contextlib.contextmanager
+def locked(path: Path, shared: bool = False, wait: bool = True) -> Iterator[None]:
+    """Holds a file, made if missing, alone or together with other sharers; waits while it cannot be had.
+
+    Raises:
+      BlockingIOError: it cannot be had and is not to be waited for.
+    """
+    with open(path, "w") as file:
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
+        yield
 
 
 def todo(cell: ArmCell, records: Mapping[Member, Record]) -> list[Member]:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ctypes
-import fcntl
 import math
 import os
 import shutil
@@ -46,7 +45,7 @@ def run_arm(directory: Path, retry_failed: bool = False) -> int:
     """
     job = jobs.read(directory)
     arm = _Arm(job)
-    with _Requests() as requests, _locked(directory / "lock", shared=not job.is_population):
+    with _Requests() as requests, store.locked(directory / "lock", shared=not job.is_population):
         if retry_failed:
             arm.forget_failed()
         while todo := arm.todo():
@@ -153,7 +152,7 @@ class _Arm:
     def _held(self, member: Member, wait: bool = True) -> contextlib.AbstractContextManager[None]:
         folder = self.job.directory / "claims"
         folder.mkdir(exist_ok=True)
-        return _locked(folder / member.name, wait=wait)
+        return store.locked(folder / member.name, wait=wait)
 
     def train(self, todo: list[Member]) -> int | None:
         """Trains the next member, or the next ones together, to their records.
@@ -356,18 +355,6 @@ def _environment(path: Path) -> dict[str, Any]:
     env = read_json(path / "env.json")
     env["packages"] = {name: version for name, version in env["packages"].items() if name in PACKAGES}
     return {name: env[name] for name in ("python", "packages", "platform", "device", "devices", "git") if name in env}
-
-
-@contextlib.contextmanager
-def _locked(path: Path, shared: bool = False, wait: bool = True) -> Iterator[None]:
-    """Holds a file, made if missing, alone or together with other sharers; waits while it cannot be had.
-
-    Raises:
-      BlockingIOError: it cannot be had and is not to be waited for.
-    """
-    with open(path, "w") as file:
-        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
-        yield
 
 
 def _end_with(parent: int) -> None:

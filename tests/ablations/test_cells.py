@@ -248,6 +248,14 @@ def test_equal_arms_of_two_ablations_share_a_directory_and_a_job(tmp_path, confi
     assert jobs.collect(["second"], "tiny", runs)[0].directory == shared.directory
 
 
+def test_two_commands_that_start_together_share_a_directory_too(tmp_path, configs):
+    """Neither has written a job yet when the other looks."""
+    write_config(configs, ablation(), "first")
+    write_config(configs, ablation(), "second")
+    one, other = (jobs.collect([name], "tiny", tmp_path / "runs")[0] for name in ("first", "second"))
+    assert one.directory == other.directory and one.directory.is_dir() and "first" in one.directory.name
+
+
 def test_the_contrasts_of_both_are_registered_with_the_shared_arm(tmp_path, configs):
     write_config(configs, ablation(), "first")
     write_config(configs, ablation(), "second")

@@ -423,7 +423,7 @@ def test_a_second_worker_waits_and_trains_nothing_twice(tmp_path, text):
     job = single(tmp_path, text, seeds=2, size={"train.steps": 2})
     codes: list[int] = []
     workers = [threading.Thread(target=lambda: codes.append(run_arm(job.directory))) for _ in range(2)]
-    with worker._locked(job.directory / "lock"):
+    with store.locked(job.directory / "lock"):
         for thread in workers:
             thread.start()
         time.sleep(0.5)
@@ -483,7 +483,7 @@ def test_a_member_that_was_finished_before_it_was_held_is_left_alone(tmp_path, t
 
 def test_a_population_has_its_arm_to_itself(tmp_path, text):
     job = single(tmp_path, text, seeds=2, size={"train.steps": 2, "execution": "population"})
-    with worker._locked(job.directory / "lock", shared=True):
+    with store.locked(job.directory / "lock", shared=True):
         (thread,), codes = in_threads(1, job)
         time.sleep(1.0)
         assert not codes and not list(job.directory.glob("lr*"))
