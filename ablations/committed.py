@@ -157,7 +157,7 @@ def _measured(decisions: Sequence[Mapping[str, Any]], claim: Mapping[str, Any]) 
             several = decision["type"] == "formula"  # a number after the other
             said.append(decision["reason"].replace("; ", BREAK) if several else decision["reason"])
         else:
-            label = "" if decision["estimate"] is None else f", {decision['label']}"
+            label = "" if decision["p"] is None else f", {decision['label']}"
             lost = f"; diverged: {decision['diverged']}" if decision["diverged"] else ""
             said.append(f"{_said_of(decision)}: {_estimate(decision)}{label}{lost}")
     return BREAK.join(said) or claim["sentence"]
@@ -183,7 +183,7 @@ def _estimate(decision: Mapping[str, Any]) -> str:
         text += f" [{low:{signed}.3g}, {high:{signed}.3g}]"
     if decision["estimate_name"] not in ("difference", "mean"):
         return f"{text} {decision['estimate_title']}"
-    middle = "median " if decision["estimate_title"] != decision["estimate_name"] else ""
+    middle = "median " if decision["median"] else ""
     return f"{middle}{text} {decision['unit']}"
 
 

@@ -190,7 +190,7 @@ def positive_control(results: Results, condition: str) -> Control | None:
     reference = SOLVED if asked == "solved" else _reference(found[1], asked)
     if reference is None:
         return Control(f"the baseline {name}", False, f"its runs recorded no {asked}")
-    values = [o.value for o in base.outcomes.values() if o.value is not None and o.finished]
+    values = [o.value for o in base.outcomes.values() if o.value is not None and not o.diverged]
     if diverged := len(base.outcomes) - len(values):
         return Control(f"the baseline {name}", False, f"{diverged} of its {len(base.outcomes)} runs diverged")
     mean, bound = sum(values) / len(values), reference + NEAR if asked == "floor" else reference

@@ -109,7 +109,7 @@ ESTIMATE_NAMES = {
 def estimate_name(decision: Decision) -> str:
     """What the estimate of a comparison is; where runs diverged, the middle one stands for all."""
     name = ESTIMATE_NAMES.get(decision.contrast.type, "")
-    if decision.analysis is None or not decision.analysis.is_median:
+    if decision.analysis is None or not decision.analysis.median:
         return name
     return "median" if name == "mean" else f"median {name}"
 
@@ -132,6 +132,8 @@ def _numbers(decision: Decision) -> str:
     parts.append(f"{a.n} seeds, {which}, p = {p:.3g}, Holm p = {adjusted:.3g}")
     if a.rates and a.rates.counts:
         parts.append(f"diverged {a.rates.counts} (Fisher p = {a.rates.p:.3g})")
+    elif a.lost:
+        parts.append(f"diverged {a.lost}")
     if a.welch and a.rho is not None and a.rho <= 0:
         low, high = a.welch.interval()
         parts.append(f"pairing did not help (correlation {a.rho:.2f}), Welch's interval is [{low:+.4g}, {high:+.4g}]")

@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 
 from tests.tiny import NEEDED, label, nested, other_value, readers, registry
+from transformer import config as config_module
 from transformer.config import apply_overrides, default_config, resolve, schema, to_flat
 from transformer.errors import ConfigError, UserError
+from transformer.training.objectives import layout_of
 
 ROOT = Path(__file__).resolve().parents[1]
 SCHEMA = list(schema())
@@ -289,17 +291,34 @@ UNREAD = [
 ]
 
 
+def unread_value(field: str) -> Any:
+    """Another value than the default of a field."""
+    return other_value(next(info for info in SCHEMA if info.path == field))[1][field]
+
+
 @pytest.mark.parametrize("case", UNREAD, ids=lambda case: f"{case[0]}={case[1]}, {case[2]}")
 def test_every_field_that_an_entry_leaves_unread_is_refused_beside_it(case):
     path, kind, field = case
-    if field.endswith("."):
-        field, value = f"{field}num_layers", 3
-    else:
-        value = other_value(next(info for info in SCHEMA if info.path == field))[1][field]
+    field, value = (f"{field}num_layers", 3) if field.endswith(".") else (field, unread_value(field))
     check_refused(
         {field: value, **NEEDED.get((path, kind), {}), path: kind},
         f"{field}={value!r} has no effect: nothing reads it beside {path}={kind}. Remove one",
     )
+
+
+@pytest.mark.parametrize(
+    "case", [case for case in UNREAD if case[1] != "task"], ids=lambda case: f"{case[0]}={case[1]}, {case[2]}"
+)
+def test_no_field_that_is_declared_unread_reaches_the_layout_of_the_data(case, monkeypatch):
+    """What a row looks like decides which examples there are: a field that it depends on is read. A task draws its rows
+    whatever the layout says."""
+    path, kind, field = case
+    monkeypatch.setattr(config_module, "_check", lambda *_, **__: None)
+    monkeypatch.setattr(config_module, "stack_config", lambda *_: None)
+    chosen = {**NEEDED.get((path, kind), {}), path: kind}
+    changed = {f"{field}num_layers": 3} if field.endswith(".") else {field: unread_value(field)}
+    without, beside = (resolve(nested({**chosen, **more})) for more in ({}, changed))
+    assert without != beside and layout_of(without) == layout_of(beside)
 
 
 def test_a_default_spelled_out_is_never_refused():

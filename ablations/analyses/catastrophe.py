@@ -85,8 +85,9 @@ def _catastrophe_by_signs(
 ) -> Analysis:
     with np.errstate(invalid="ignore", divide="ignore"):
         fractions = (trivial - test) / (trivial - base)
-    # a diverged arm recovered nothing; where the baseline itself diverged there was nothing to lose
+    # a diverged arm recovered nothing; where the baseline itself diverged there was nothing to lose; both are a tie
     fractions = np.where(np.isinf(base), 1.0, np.where(np.isinf(test), 0.0, fractions))
+    fractions = np.where(np.isinf(base) & np.isinf(test), HALF, fractions)
     lost, kept = (statistics.sign_test(excess, 0.0, side) for side in ("less", "greater"))
     middle = float(np.median(fractions))
     return _oriented(
@@ -98,6 +99,7 @@ def _catastrophe_by_signs(
             counter=Significance(kept, kept),
             estimate=middle,
             effect=middle,
+            median=True,
             rates=rates_of(test, base),
         ),
     )

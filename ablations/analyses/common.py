@@ -51,13 +51,15 @@ class Analysis:
       partial: of a fraction, that it is neither nothing nor all.
       estimate, interval90, interval95: test - base in units of the metric, or the ratio, fraction or exponent
         judged; None if unknown or unbounded.
-      effect: the estimate turned to the claimed direction, used for deciding; infinite when most seeds
-        diverged.
+      effect: the estimate turned to the claimed direction, used for deciding; infinite when half of the
+        seeds or more diverged.
       sd, rho: of the paired differences.
       detectable: the difference that this n and sd detect with power 0.8.
       welch: the unpaired estimate, shown beside the paired one.
       rates: divergences of both arms, when any run diverged.
       steps: estimates of adjacent differences in the claimed direction (ordering).
+      median: the estimate is the middle one, since runs diverged and signs decide.
+      lost: how many runs diverged, in words, where there are no two arms to compare the rates of.
       missing, remedy: why nothing could be computed, and what would help.
     """
 
@@ -76,13 +78,15 @@ class Analysis:
     welch: Estimate | None = None
     rates: Rates | None = None
     steps: tuple[float, ...] = ()
+    median: bool = False
+    lost: str = ""
     missing: str = ""
     remedy: str = ""
 
     @property
-    def is_median(self) -> bool:
-        """The estimate is the middle one, since runs diverged and signs decide."""
-        return "sign test" in self.method
+    def diverged(self) -> str:
+        """How many runs of each arm diverged, in words; empty where none did."""
+        return self.rates.counts if self.rates else self.lost
 
 
 def claimed_sign(contrast: Contrast) -> float:
@@ -120,7 +124,7 @@ def subtract(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> npt.NDAr
 
 
 def median(values: npt.NDArray[np.float64]) -> float:
-    """The median with ties (NaN) as zero; infinite when most runs of one arm diverged."""
+    """The median with ties (NaN) as zero; infinite when half or more of one arm diverged."""
     with np.errstate(invalid="ignore"):
         return float(np.nan_to_num(np.median(np.where(np.isnan(values), 0.0, values)), posinf=np.inf, neginf=-np.inf))
 

@@ -86,6 +86,8 @@ def analyse_level(contrast: Contrast, evidence: Evidence) -> Analysis:
             counter=Significance(missed, missed),
             estimate=finite(median(values)),
             effect=median(beyond),
+            median=True,
+            lost=f"{np.isinf(values).sum()} of {len(seeds)}",
         )
     mean = statistics.sample_estimate(values)
     margin = statistics.sample_estimate(beyond)
@@ -121,5 +123,6 @@ def _signs_of_difference(
         counter=counter,
         estimate=finite(middle),
         effect=direction * middle,
+        median=True,
         rates=rates_of(test, base),
     )

@@ -29,7 +29,7 @@ def analyse_slope(contrast: Contrast, evidence: Evidence) -> Analysis:
     seeds = sorted(set.intersection(*(set(evidence.points[size]) for size in sizes)))
     table = [[evidence.points[size][seed] for size in sizes] for seed in seeds]
     if not seeds or any(value is None for row in table for value in row):
-        return Analysis(n=len(seeds), missing="a size without a finite value", remedy="run or shrink that size")
+        return Analysis(n=len(seeds), missing="a size of which a run diverged", remedy="run or shrink that size")
     values = np.array(table, dtype=np.float64)
     if not np.all(values > 0):
         return Analysis(
@@ -80,6 +80,9 @@ def analyse_ordering(contrast: Contrast, evidence: Evidence) -> Analysis:
     reversal = min(1.0, len(wrong) * min(wrong))
     finite = bool(np.all(np.isfinite(whole)))
     ends = statistics.sample_estimate(good * whole) if finite else None
+    lost = [
+        f"{arm.name} {count} of {len(seeds)}" for arm in arms if (count := sum(arm.outcomes[s].diverged for s in seeds))
+    ]
     sd = float(np.std(whole, ddof=1)) if finite else None
     return Analysis(
         method="Page's trend test",
@@ -92,6 +95,7 @@ def analyse_ordering(contrast: Contrast, evidence: Evidence) -> Analysis:
         effect=median(whole),
         sd=sd,
         detectable=None if sd is None else minimum_detectable_effect(len(seeds)) * sd,
+        lost=", ".join(lost),
         steps=tuple(float(step.mean()) if np.all(np.isfinite(step)) else median(step) for step in steps),
     )
 

@@ -37,8 +37,8 @@ _DECISION: dict[str, Any] = {
     "reason": "", "remedy": "", "sentence": "", "estimate": None, "estimate_name": "difference",
     "estimate_title": "difference", "interval90": None, "interval95": None, "n": 0, "p": None, "p_adjusted": None,
     "q": None, "counter_p": None, "counter_p_adjusted": None, "against": False, "method": "", "sd": None,
-    "rho": None, "detectable": None, "diverged": "", "downgrades": [], "prior": "", "contrast_hash": "",
-    "registered": "", "check": "", "paired": [],
+    "rho": None, "detectable": None, "diverged": "", "median": False, "downgrades": [], "prior": "",
+    "contrast_hash": "", "registered": "", "check": "", "paired": [],
 }  # fmt: skip
 _ARM: dict[str, Any] = {
     "arm": "", "condition": "default", "label": "", "note": "", "baseline": False, "overrides": {},

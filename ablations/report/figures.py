@@ -51,8 +51,8 @@ def learning_rate_curves(report: Row) -> Figure | None:
         "Learning-rate curves",
         "What the tuning runs ended with, against the learning rate. Each point is one run, the "
         "line their mean; the baseline is grey and dashed behind it. The upright line marks the rate that was "
-        "chosen. A triangle at the edge is a run that diverged or ended worse than it began; in the mean it counts "
-        "as the value before training.",
+        "chosen. A triangle at the edge is a run whose loss was not finite, or that ended worse than it began; in the "
+        "mean it counts as the value before training.",
         tuple(_learning_rate_panel(report, arm, styles) for arm in tuned),
     )
 
@@ -139,7 +139,8 @@ def learning_curves(report: Row) -> Figure | None:
         "What is measured on the validation data, against training tokens. Thin lines are single seeds, thick lines "
         "the mean of those that finished; the baseline is grey and dashed. A panel titled “All arms” shows the means "
         "from the start on one scale. The others frame the last three quarters of training, each on its own scale, so "
-        "curves enter them from outside. A triangle at the edge is a run that diverged, or a value beyond the frame.",
+        "curves enter them from outside. A triangle at the edge is a run whose loss was not finite, or a value beyond "
+        "the frame.",
         tuple(panels),
     )
 
@@ -158,7 +159,7 @@ def gradient_norms(report: Row) -> Figure | None:
         "Gradient norms",
         "Norm of the gradient against training tokens, on a logarithmic scale. Thin lines are single seeds, thick "
         "lines the mean of those that finished; the baseline is grey and dashed. A triangle at the upper edge is a "
-        "run that diverged, or a norm above the frame.",
+        "run whose loss was not finite, or a norm above the frame.",
         tuple(panels),
     )
 

@@ -122,7 +122,7 @@ def cell(decision: Mapping[str, Any], scale: Scale, role: str) -> str:
             shapes.append(_line(scale.x(interval[0]), scale.x(interval[1]), role, width))
             shapes += [_arrow(scale, end, role) for end in interval if width < 4 and _outside(scale, end)]
     estimate = decision["estimate"]
-    filled = f'class="f-{role}"' if decision["interval95"] else f'class="s-{role}" fill="none" stroke-width="1.5"'
+    filled = f'class="f-{role}"' if not decision["median"] else f'class="s-{role}" fill="none" stroke-width="1.5"'
     shapes.append(
         _arrow(scale, estimate, role)
         if _outside(scale, estimate)

@@ -56,7 +56,7 @@ def _rows(reports: Sequence[Row], name: str) -> list[dict[str, Any]]:
                     "estimate": decision["estimate"] / scale,
                     "low": low / scale,
                     "high": high / scale,
-                    "median": not decision["interval95"],
+                    "median": decision["median"],
                     "verdict": decision["verdict"],
                     "table": of_a_table(report, decision),
                     "said": f"{significant(decision['estimate'], 2)} {decision['unit'] or name}",

@@ -55,8 +55,8 @@ def paired_slopes(report: Row) -> Figure | None:
         "paired_slopes",
         "Seed by seed",
         "Each line joins the two runs of one seed: same batches, same initial value of every parameter both arms "
-        "have. The thick line joins the means of the pairs that finished. A triangle at the edge is a run that "
-        "diverged or ended worse than it began.",
+        "have. The thick line joins the means of the pairs that finished. A triangle at the edge is a run whose "
+        "loss was not finite, or that ended worse than it began.",
         tuple(panels),
     )
 

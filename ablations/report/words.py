@@ -172,6 +172,11 @@ def _resolution(report: Row, inferred: Sequence[Row]) -> list[str]:
         if seen := [d["detectable"] for d in same if d["detectable"] is not None]:
             alone = f", before the correction over {len(inferred)}" if len(inferred) > 1 else ""
             said.append(f"A true difference of {_span(seen)}{named} would be noticed four times in five{alone}.")
+        if by_signs := sum(d["median"] for d in same):
+            rest = (
+                f"{plural(by_signs, 'comparison')} with diverged runs {'rests' if by_signs == 1 else 'rest'} on signs"
+            )
+            said.append(f"{rest} alone, which have to be all but unanimous to show anything.")
         if apart := [row["sigma"] for row in noise if row["unit"] == unit]:
             said.append(
                 f"Chance alone (a baseline from other initial weights) moves the result by {_span(apart)}{named}."
@@ -247,6 +252,8 @@ def noise_sentences(report: Row) -> list[str]:
         if noise["interval"]:
             low, high = (numbers.significant(end, 2) for end in noise["interval"])
             text += f"; 95% interval {low} to {high}"
+        if noise["lost"]:
+            text += f"; {plural(len(noise['lost']), 'more pair')} lost to runs that diverged or failed"
         said.append(
             f"{where}Two baselines that differ only in their initial weights end {text}) apart: {noise['note']}."
         )
@@ -261,7 +268,7 @@ def _losses(report: Row) -> list[str]:
         said.append(
             f"{plural(lost, 'run')} diverged{finite}. A diverged run is never dropped: a comparison of pairs counts it "
             "as worst and rests on signs alone, a sensitivity as the metric before training. Learning rates are chosen "
-            "by what runs ended with, where all of them have a finite loss."
+            "by the mean of what the tuning runs ended with; a rate with a loss that is not finite comes last."
         )
     gone = [
         f"{plural(progress[state], 'run')} {one if progress[state] == 1 else many}"

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 
 import pytest
 
-from ablations import jobs
+from ablations import jobs, store
 from ablations.cells import TUNING_SEED, ArmCell, Member, cells
 from ablations.evidence import Outcome
 from ablations.schema import Arm, Condition, Profile
@@ -254,6 +255,13 @@ def test_two_commands_that_start_together_share_a_directory_too(tmp_path, config
     write_config(configs, ablation(), "second")
     one, other = (jobs.collect([name], "tiny", tmp_path / "runs")[0] for name in ("first", "second"))
     assert one.directory == other.directory and one.directory.is_dir() and "first" in one.directory.name
+    with store.locked(tmp_path / "runs" / "lock"):
+        waiting = threading.Thread(target=jobs.collect, args=(["second"], "tiny", tmp_path / "runs"))
+        waiting.start()
+        waiting.join(0.3)
+        assert waiting.is_alive()  # until the other has looked and made what it needs
+    waiting.join(60)
+    assert not waiting.is_alive()
 
 
 def test_the_contrasts_of_both_are_registered_with_the_shared_arm(tmp_path, configs):

@@ -9,7 +9,7 @@ import pytest
 from ablations import committed, jobs, summary
 from ablations.report.contract import complete
 from ablations.report.reached import reached
-from ablations.report.words import explained
+from ablations.report.words import explained, noise_sentences
 from ablations.schema import Arm, Condition, Contrast, Profile
 from tests.ablations.lab import ablation, arm, fill, write_config
 from transformer.errors import ConfigError
@@ -46,6 +46,16 @@ def test_a_loss_is_held_to_an_entropy_or_to_the_floor(tmp_path, configs, control
     made = dataclasses.replace(MADE, positive_control=control)
     (row,) = run(tmp_path, configs, made, lambda member: loss)["conditions"]
     assert row["passed"] is passed and f"baseline {loss:.3f} against" in row["control"]
+
+
+def test_a_baseline_of_which_some_runs_ended_broken_judges_nobody(tmp_path, configs):
+    """Although its mean still beats the entropy."""
+    made = dataclasses.replace(MADE, positive_control="unigram")
+    data = run(tmp_path, configs, made, lambda member: 3.5 if member.seed < 3 and not member.twin else 1.5)
+    (row,) = data["conditions"]
+    assert row["passed"] is False and "3 of its 8 runs diverged" in row["control"]
+    (noise,) = complete(data)["noise"]
+    assert noise["n"] == 5 and "3 more pairs lost to runs that diverged or failed" in noise_sentences(complete(data))[0]
 
 
 @pytest.mark.parametrize(

@@ -159,7 +159,7 @@ def test_numbers_read_well(text, expected):
 def _row(estimate, low, high, name="difference", margin=0.01):
     return {
         "estimate": estimate, "interval95": [low, high], "interval90": [low, high], "estimate_name": name,
-        "estimate_title": name, "metric": "loss", "margin": margin,
+        "estimate_title": name, "median": False, "metric": "loss", "margin": margin,
     }  # fmt: skip
 
 
@@ -201,7 +201,7 @@ def test_one_picture_of_all_answers_has_a_row_for_each_comparison():
     without = overview([{**data, "decisions": [fraction]}])
     assert with_tick.panels[0].body.count("<path") == without.panels[0].body.count("<path") + 1
     assert overview([{**data, "decisions": []}]) is None
-    median = overview([{**data, "decisions": [{**fraction, "interval95": None, "interval90": None}]}])
+    median = overview([{**data, "decisions": [{**fraction, "median": True, "interval95": None}]}])
     filled, hollow = (figure.panels[0].body.count('<path class="s-') for figure in (without, median))
     assert hollow == filled + 1
 
@@ -224,7 +224,8 @@ def test_a_median_without_an_interval_is_a_hollow_dot():
     row = _row(0.02, 0.01, 0.03)
     scale = forest.scales([row])["difference", "loss"]
     assert 'fill="none"' not in forest.cell(row, scale, "ink")
-    assert 'class="s-ink" fill="none"' in forest.cell({**row, "interval95": None, "interval90": None}, scale, "ink")
+    assert 'class="s-ink" fill="none"' in forest.cell({**row, "median": True}, scale, "ink")
+    assert 'fill="none"' not in forest.cell({**row, "interval95": None, "interval90": None}, scale, "ink")
 
 
 def test_sentences_follow_the_data():

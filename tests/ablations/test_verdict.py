@@ -499,8 +499,25 @@ def test_a_run_that_ends_broken_counts_as_diverged_in_pairs(type: str) -> None:
     expected, found = judge(registered, gone, QUICK), judge(registered, broken, QUICK)
     assert found.sentence == expected.sentence and found.analysis == expected.analysis
     assert "sign test" in found.analysis.method and "sign test" not in judge(registered, whole, QUICK).analysis.method
-    if type != "level":
-        assert found.analysis.rates.counts == f"2 of {N} against 0 of {N}"
+    assert found.analysis.diverged == (f"2 of {N}" if type == "level" else f"2 of {N} against 0 of {N}")
+    assert found.analysis.median and f"diverged {found.analysis.diverged}" in found.sentence
+
+
+def test_an_order_with_diverged_runs_says_how_many() -> None:
+    whole = order(1.0, 2.0, 3.0)
+    lost = {s: dataclasses.replace(run, broken=s < 3) for s, run in whole.arms[1].outcomes.items()}
+    arms = (whole.arms[0], dataclasses.replace(whole.arms[1], outcomes=lost), whole.arms[2])
+    decision = judge(contrast("ordering"), dataclasses.replace(whole, arms=arms), QUICK)
+    assert f"diverged arm1 3 of {N}" in decision.sentence
+    assert "diverged" not in judge(contrast("ordering"), whole, QUICK).sentence
+
+
+def test_a_pair_in_which_both_runs_diverged_is_a_tie() -> None:
+    """Also in the fraction that is shown: neither all lost nor nothing."""
+    evidence = losing(pair(1.8, 0.1, **FAIR), [0, 1, 2, 3, 4], broken=True)
+    base = {seed: dataclasses.replace(run, broken=seed < 5) for seed, run in evidence.base.outcomes.items()}
+    evidence = dataclasses.replace(evidence, base=dataclasses.replace(evidence.base, outcomes=base))
+    assert judge(contrast("catastrophe"), evidence, QUICK).analysis.estimate == 0.5
 
 
 def test_a_broken_run_took_all_its_steps() -> None:

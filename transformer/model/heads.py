@@ -86,10 +86,7 @@ def _some_labels(config: Config) -> str | None:
     return None if labels >= 1 else f"model.head.num_labels={labels} must be at least 1."
 
 
-NO_TOKENS = ("model.embedding.tie", "model.embedding.logit_scale")  # what a head of labels does not read
-
-
-@HEADS.register("tag", parameters=TagParameters, check=_some_labels, unread=NO_TOKENS)
+@HEADS.register("tag", parameters=TagParameters, check=_some_labels)
 class TagHead(nnx.Module):
     """Logits over labels for every token, [B, T, C]."""
 
@@ -102,7 +99,7 @@ class TagHead(nnx.Module):
         return self.output(x_BTD)
 
 
-@HEADS.register("classify", parameters=ClassifyParameters, traits=("per_row",), check=_some_labels, unread=NO_TOKENS)
+@HEADS.register("classify", parameters=ClassifyParameters, traits=("per_row",), check=_some_labels)
 class ClassifyHead(TagHead):
     """Logits over labels for every row, [B, C], from one vector pooled over its tokens.
 
