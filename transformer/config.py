@@ -12,7 +12,7 @@ import json
 import math
 import types
 import typing
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -412,20 +412,12 @@ def _check(config: Config, under: str = "") -> None:
             if entry is None:
                 continue
             chosen = f"{path}{name}={getattr(node, name)}"
-            for unread in _changed(flat, entry.unread):
+            for unread in (field for field in entry.unread if flat[field] != known_fields()[field].default):
                 raise ConfigError(
                     f"{unread}={flat[unread]!r} has no effect: nothing reads it beside {chosen}. Remove one of the two."
                 )
             if problem := entry.check(config) if entry.check else None:
                 raise ConfigError(f"{chosen}: {problem}")
-
-
-def _changed(flat: Mapping[str, Any], fields: Iterable[str]) -> Iterator[str]:
-    """Those of some fields, or of all below a path that ends in a dot, that differ from their defaults."""
-    for path, value in flat.items():
-        named = any(path.startswith(field) if field.endswith(".") else path == field for field in fields)
-        if named and value != known_fields()[path].default:
-            yield path
 
 
 @functools.cache

@@ -29,7 +29,7 @@ class Entry:
       paper: where the variant comes from.
       traits: facts generic tests rely on.
       check: called with the whole resolved config; returns what is wrong with the combination, or None.
-      unread: config fields that have no effect beside this entry; a path that ends in a dot is all below it.
+      unread: config fields that have no effect beside this entry, by their paths.
     """
 
     name: str

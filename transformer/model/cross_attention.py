@@ -84,7 +84,7 @@ def pooled(model: Model) -> CrossAttention:
     return CrossAttention(dataclasses.replace(model, attention=dataclasses.replace(model.attention, **unscored)))
 
 
-@CROSS_ATTENTIONS.register("none", unread=("model.encoder.", "model.share_embedding"))
+@CROSS_ATTENTIONS.register("none")
 def no_cross_attention(model: Model) -> None:
     """The decoder does not see the source; the encoder is not built."""
     return None
