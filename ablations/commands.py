@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import functools
 import json
 import os
 import sys
@@ -76,6 +77,7 @@ def _list_checks(listed: list[claims.Claim], arguments: argparse.Namespace) -> i
 def plan_command(arguments: argparse.Namespace) -> int:
     """Prints what a run would train, cost and be able to show."""
     from rich.console import Console
+    from rich.progress import track
     from rich.table import Column, Table
     from rich.text import Text
 
@@ -83,7 +85,10 @@ def plan_command(arguments: argparse.Namespace) -> int:
 
     console = Console()
     for name in arguments.names:
-        made = plan.make(name, arguments.profile, arguments.runs, default_workers())
+        watch = functools.partial(
+            track, description=f"counting the arms of {name}", console=Console(stderr=True), transient=True
+        )
+        made = plan.make(name, arguments.profile, arguments.runs, default_workers(), watch)
         columns = ("parameters", "FLOPs/token", "tokens a run", "runs", "to do", "time")
         table = Table(Column("arm", overflow="fold"), *columns, title=Text(made.question))
         for row in made.rows:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from ablations import catalog, store
@@ -18,6 +18,8 @@ from transformer.numerics import trains_together
 ASSUMED_SIGMA = 0.02  # nats; paired differences of structurally different arms at quick scale
 STEP_OVERHEAD = 2e-3  # seconds; what a step costs on a CPU beside its arithmetic
 START_UP = 8.0  # seconds; imports, initial weights and compilation of one arm
+
+Watch = Callable[[Sequence[ArmCell]], Iterable[ArmCell]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,8 +65,11 @@ class Plan:
     seconds: float
 
 
-def make(name: str, profile: str, runs: Path, workers: int) -> Plan:
+def make(name: str, profile: str, runs: Path, workers: int, watch: Watch = iter) -> Plan:
     """Plans an ablation at a profile.
+
+    Args:
+      watch: what its arms are iterated through, such as a progress bar: tracing one takes up to a second.
 
     Raises:
       ConfigError: an unknown profile, or more than the profile can afford.
@@ -73,7 +78,7 @@ def make(name: str, profile: str, runs: Path, workers: int) -> Plan:
     arms = cells(name, ablation, profile)
     check_limits(name, ablation, profile)
     rate = functools.cache(estimate.achievable_flops_per_second)
-    rows = [_row(arm, ablation.arms[arm.arm].note, runs, rate) for arm in arms]
+    rows = [_row(arm, ablation.arms[arm.arm].note, runs, rate) for arm in watch(arms)]
     sigma = _measured_sigma(name, profile, runs)
     used = sigma or ASSUMED_SIGMA
     seeds = ablation.profile(profile).test_seeds

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ctypes
+import functools
 import math
 import os
 import shutil
@@ -269,7 +270,7 @@ class _Arm:
         from transformer.analysis import accounting
         from transformer.training.run_directory import read_rows
 
-        config, params = self.job.cell.config, self.program.abstract_state.params
+        params = self.program.abstract_state.params
         components = accounting.parameters_by_component(params)
         rows, summary = read_rows(path), outcome.summary
         validation, train_rows = ([r for r in rows if r["split"] == split] for split in ("validation", "train"))
@@ -282,7 +283,7 @@ class _Arm:
             diverged_at=summary.get("diverged_at"),
             parameters=sum(components.values()),
             components=components,
-            flops_per_token=accounting.train_flops_per_token(config, self.program.vocab_size),
+            flops_per_token=self._flops_per_token,
             tokens=train_rows[-1]["tokens"] if train_rows else 0,
             seconds=summary.get("training_seconds", 0.0),
             curve=_curve(validation, "loss"),
@@ -294,6 +295,12 @@ class _Arm:
             environment=_environment(path),
             probes=self.job.probes if outcome.state == "done" and not member.is_tuning else (),
         )
+
+    @functools.cached_property
+    def _flops_per_token(self) -> float:
+        from transformer.analysis import accounting
+
+        return accounting.train_operations(self.program).products
 
     def _references(self) -> dict[str, float]:
         """What simple predictors score on the split that `_metrics` is about: entropies in nats, chance in points."""

@@ -18,6 +18,7 @@ import pytest
 
 from tests.tiny import nested
 from transformer import load, resolve
+from transformer.analysis import flops
 from transformer.errors import CheckpointError, ConfigError, DataError, UserError
 from transformer.inference.checks import open_subject
 from transformer.schema import Config
@@ -152,6 +153,35 @@ def test_rows_of_training_have_bits_per_byte_where_targets_are_text(configure, t
     train(configure(train__steps=1, eval__final=False, **changes), tmp_path, quiet=True)
     (row,) = read_rows(tmp_path, "train")
     assert ("bits_per_byte" in row) is has
+
+
+def check_traced_once(config: Config, workdir: Path, monkeypatch) -> None:
+    """Counting operations for the plan on the screen and compiling the loop share one trace of the step."""
+    traced, once = [], Program.train_step
+
+    def train_step(*arguments: Any) -> Any:
+        traced.append(1)
+        return once(*arguments)
+
+    monkeypatch.setattr(Program, "train_step", train_step)
+    train(config, workdir)
+    assert len(traced) == 1
+
+
+def test_a_step_is_traced_once(configure, tmp_path, monkeypatch, capfd):
+    check_traced_once(configure(), tmp_path, monkeypatch)
+    assert "FLOPs" in capfd.readouterr().err
+
+
+def test_a_step_that_is_traced_again_would_be_noticed(configure, tmp_path, monkeypatch):
+    monkeypatch.setattr(run_module.accounting, "train_operations", _counted_apart)
+    with pytest.raises(AssertionError, match="2 == 1"):
+        check_traced_once(configure(), tmp_path, monkeypatch)
+
+
+def _counted_apart(program: Program) -> Any:
+    hyper = program.hyperparameters(program.config)
+    return flops.count(program.train_step, program.abstract_state, program.abstract_batch, np.int32(0), hyper)
 
 
 def test_quiet_prints_nothing(configure, tmp_path, capfd):

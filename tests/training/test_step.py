@@ -38,15 +38,15 @@ def markov_stream(length: int = 4096, key: int = 7) -> np.ndarray:
 
 
 class Counting(Program):
-    """A program that counts how often its step is traced: once per compilation."""
+    """A program that counts how often its loop over steps is traced: once per compilation."""
 
     def __init__(self, overrides: dict[str, Any] | None = None):
         super().__init__(tiny({**ONE_LAYER, **(overrides or {})}), VOCAB, BYTES_PER_TOKEN)
         self.traces = 0
 
-    def train_step(self, *args):
+    def _train_steps(self, *args):
         self.traces += 1
-        return super().train_step(*args)
+        return super()._train_steps(*args)
 
 
 def starts(step: int) -> np.ndarray:

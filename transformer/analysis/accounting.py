@@ -64,10 +64,7 @@ def train_operations(program: Program) -> Operations:
 
     Tracing takes about a quarter of a second for a small model. The update is elementwise work, once a batch.
     """
-    hyper = jax.eval_shape(lambda: program.hyperparameters(program.config))
-    step = jax.ShapeDtypeStruct((), "int32")
-    counted = flops.count(program.train_step, program.abstract_state, program.abstract_batch, step, hyper)
-    return counted / _tokens(program)
+    return flops.count_program(program.traced_step()) / _tokens(program)
 
 
 def _tokens(program: Program) -> int:

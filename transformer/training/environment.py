@@ -31,7 +31,8 @@ def environment() -> dict[str, Any]:
 @functools.cache
 def _packages() -> dict[str, str]:
     """Installed versions; read once, because a worker describes its environment for every member."""
-    return {d.metadata["Name"]: d.version for d in importlib.metadata.distributions()}
+    described = (distribution.metadata for distribution in importlib.metadata.distributions())  # parsed at each access
+    return {metadata["Name"]: metadata["Version"] for metadata in described}
 
 
 def _redacted(text: str) -> str:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from jax.extend.core import ClosedJaxpr
 from jax.sharding import NamedSharding
 
 from transformer.data.batch import Batch, Layout
@@ -102,6 +103,7 @@ class Program:
         precision = config.numerics.matmul_precision
         self.train_steps = compiled(self._train_steps, precision, donate_argnums=0)
         self.evaluate = compiled(self._evaluate, precision)
+        self._one_step = jax.jit(self.train_step, inline=True)  # traced once, to be counted and for the loop
 
     # --- state ---------------------------------------------------------------------------------------------------
 
@@ -184,10 +186,17 @@ class Program:
 
         def body(i: jax.Array, carry: Any) -> Any:
             state, buffer = carry
-            state, metrics = self.train_step(state, self.read(resident, chunk[i]), first_step + i, hyper)
+            state, metrics = self._one_step(state, self.read(resident, chunk[i]), first_step + i, hyper)
             return state, {name: buffer[name].at[i].set(metrics[name]) for name in METRICS}
 
         return jax.lax.fori_loop(0, num_steps, body, (state, buffer))
+
+    def traced_step(self) -> ClosedJaxpr:
+        """One step on a batch without padding, traced: what `flops` counts."""
+        hyper = jax.eval_shape(lambda: self.hyperparameters(self.config))
+        step = jax.ShapeDtypeStruct((), "int32")
+        with jax.default_matmul_precision(self.config.numerics.matmul_precision):
+            return self._one_step.trace(self.abstract_state, self.abstract_batch, step, hyper).jaxpr
 
     def train_step(
         self, state: TrainState, batch: Batch, step: jax.Array, hyper: Hyperparameters
