@@ -13,7 +13,7 @@ import pytest
 
 from tests.tiny import NEEDED, label, nested, other_value, readers, registry
 from transformer import config as config_module
-from transformer.config import apply_overrides, default_config, resolve, schema, to_flat
+from transformer.config import apply_overrides, default_config, resolve, schema, stack_config, to_flat
 from transformer.errors import ConfigError, UserError
 from transformer.training.objectives import layout_of
 
@@ -291,6 +291,11 @@ UNREAD = [
 ]
 
 
+def in_encoder(path: str) -> str:
+    """The field of the encoder alone."""
+    return path.replace("model.", "model.encoder.", 1)
+
+
 def unread_value(field: str) -> Any:
     """Another value than the default of a field."""
     return other_value(next(info for info in SCHEMA if info.path == field))[1][field]
@@ -304,6 +309,23 @@ def test_every_field_that_an_entry_leaves_unread_is_refused_beside_it(case):
         {field: value, **NEEDED.get((path, kind), {}), path: kind},
         f"{field}={value!r} has no effect: nothing reads it beside {path}={kind}. Remove one",
     )
+
+
+UNREAD_BY_ONE_STACK = [case for case in UNREAD if in_encoder(case[0]) in config_module.stack_fields()]
+
+
+@pytest.mark.parametrize("case", UNREAD_BY_ONE_STACK, ids=lambda case: f"{case[0]}={case[1]}, {case[2]}")
+def test_a_field_that_one_of_two_stacks_reads_is_accepted_unless_it_is_set_for_the_other(case):
+    path, kind, field = case
+    value, needed = unread_value(field), {k: v for k, v in NEEDED.get((path, kind), {}).items() if k != "model.family"}
+    both = {"model.family": "encoder_decoder", in_encoder(path): kind, **needed}
+    config = resolve(nested({**both, field: value}))
+    assert to_flat(config)[field] == to_flat(stack_config(config, "decoder"))[field] == value
+    assert stack_config(config, "encoder") == stack_config(resolve(nested(both)), "encoder")
+    told = f"{field}={value!r} has no effect: nothing reads it beside {path}={kind}."
+    check_refused({**both, in_encoder(field): value}, "In the encoder", told)
+    neither = {**both, path.replace("model.", "model.decoder.", 1): kind, "model.cross_attention": "pooled"}
+    check_refused({**neither, field: value}, told)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from transformer.errors import ConfigError, did_you_mean
-from transformer.registry import until_registered
+from transformer.registry import Entry, until_registered
 from transformer.schema import Config, Model, Section, entry_parameters, registry_of
 
 SCHEMA_VERSION = 1
@@ -131,8 +131,8 @@ def unknown_field(path: str) -> ConfigError:
 def stack_config(config: Config, stack: str) -> Config:
     """The config of one stack of an encoder-decoder: `model.<stack>.*` laid over `model`.
 
-    The encoder's is that of the encoder family, and its texts are as long as sources are. Parameters of a kind that
-    this stack does not use are dropped.
+    The encoder's is that of the encoder family, and its texts are as long as sources are. What nothing in this stack
+    reads is dropped from `model`.
 
     Raises:
       ConfigError: an impossible combination within the stack.
@@ -147,8 +147,11 @@ def stack_config(config: Config, stack: str) -> Config:
         values["data.sequence_length"] = values.pop("data.source_length") or flat["data.sequence_length"]
         values = {path: v for path, v in values.items() if not path.startswith("model.residual.cross_attention.")}
     try:
-        built = _build(Config, "", {**values, **overrides}, inherited=values.keys() - overrides.keys())
-        _check(built, under="model.")
+        inherited, laid = values.keys() - overrides.keys(), {**values, **overrides}
+        built = _build(Config, "", laid, inherited)
+        unread = _unread(built).keys() & inherited
+        built = _build(Config, "", {path: value for path, value in laid.items() if path not in unread}, inherited)
+        _check(built, "model.")
     except ConfigError as error:
         raise ConfigError(f"In the {stack} (model.{stack}.* over model.*): {error}") from None
     return built
@@ -249,8 +252,9 @@ def resolve(config: Any, inherited: Collection[str] = ()) -> Config:
             values[path] = _coerce(value, known[path])
     resolved = _build(Config, "", values, inherited)
     _check(resolved)
-    for stack in STACKS if resolved.model.family == "encoder_decoder" else ():
-        stack_config(resolved, stack)
+    if resolved.model.family == "encoder_decoder":
+        by_stack = [_unread(stack_config(resolved, stack)) for stack in STACKS]
+        _refuse(to_flat(resolved), {field: by_stack[0][field] for field in by_stack[0] if field in by_stack[1]})
     return resolved
 
 
@@ -406,18 +410,33 @@ def _check(config: Config, under: str = "") -> None:
                 f"{path}{changed[0].name}={getattr(node, changed[0].name)!r} has no effect: only {field}="
                 f"{' or '.join(kinds.split('|'))} reads it. Remove one of the two."
             )
+    for chosen, entry in _entries(config, under):
+        _refuse(flat, dict.fromkeys(entry.unread, chosen))
+        if problem := entry.check(config) if entry.check else None:
+            raise ConfigError(f"{chosen}: {problem}")
+
+
+def _refuse(flat: Mapping[str, Any], unread: Mapping[str, str]) -> None:
+    """An error for a changed field that nothing reads beside what is chosen."""
+    for field, chosen in unread.items():
+        if flat[field] != known_fields()[field].default:
+            raise ConfigError(
+                f"{field}={flat[field]!r} has no effect: nothing reads it beside {chosen}. Remove one of the two."
+            )
+
+
+def _unread(config: Config) -> dict[str, str]:
+    """Fields that nothing reads beside an entry chosen in `model`, and that entry."""
+    return {field: chosen for chosen, entry in _entries(config, "model.") for field in entry.unread}
+
+
+def _entries(config: Config, under: str = "") -> Iterator[tuple[str, Entry]]:
+    """What is chosen in a section and those below it, as (`field=entry`, entry)."""
+    for path, cls, node in _sections(config):
         for name in [*(f.name for f in _own_fields(cls)), *(name for name, _ in node.options if "." not in name)]:
-            registry = registry_of(cls, name)
-            entry = registry[getattr(node, name)] if registry else None
-            if entry is None:
-                continue
-            chosen = f"{path}{name}={getattr(node, name)}"
-            for unread in (field for field in entry.unread if flat[field] != known_fields()[field].default):
-                raise ConfigError(
-                    f"{unread}={flat[unread]!r} has no effect: nothing reads it beside {chosen}. Remove one of the two."
-                )
-            if problem := entry.check(config) if entry.check else None:
-                raise ConfigError(f"{chosen}: {problem}")
+            registry = registry_of(cls, name) if path.startswith(under) else None
+            if registry is not None:
+                yield f"{path}{name}={getattr(node, name)}", registry[getattr(node, name)]
 
 
 @functools.cache
