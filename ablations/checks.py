@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import re
 import subprocess
 import sys
 import tempfile
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ RAN = (0, 1, 5)  # exit codes of pytest: all passed, some failed, nothing collec
 
 
 Result = ExactCheck | FormulaCheck
+Show = Callable[[int, int, list[str]], None]
 
 
 def discover(root: Path | None = None) -> dict[str, list[str]]:
@@ -62,8 +64,11 @@ def _claim_of(node: ast.ClassDef) -> str:
     return ""
 
 
-def run(checks: Iterable[str], runs: Path) -> dict[str, Result]:
+def run(checks: Iterable[str], runs: Path, show: Show = lambda *_: None) -> dict[str, Result]:
     """Runs the test classes, evaluates the formulas and stores the results beside the arms.
+
+    Args:
+      show: is told how many tests have ended, how many there are, and the class of the last.
 
     Returns:
       The result of each check; none for one whose tests were skipped.
@@ -73,7 +78,7 @@ def run(checks: Iterable[str], runs: Path) -> dict[str, Result]:
     """
     wanted = sorted(set(checks))
     evaluated = {name: formulas.evaluate(name) for name in wanted if "::" not in name and "/" not in name}
-    found: dict[str, Result] = {**evaluated, **_run_tests([check for check in wanted if check not in evaluated])}
+    found: dict[str, Result] = {**evaluated, **_run_tests([c for c in wanted if c not in evaluated], show)}
     known = {check: result for check, result in stored(runs).items() if check not in wanted}
     for check, result in found.items():
         content = dataclasses.asdict(result)
@@ -84,7 +89,7 @@ def run(checks: Iterable[str], runs: Path) -> dict[str, Result]:
     return found
 
 
-def _run_tests(wanted: list[str]) -> dict[str, ExactCheck]:
+def _run_tests(wanted: list[str], show: Show) -> dict[str, ExactCheck]:
     if not wanted:
         return {}
     for check in wanted:
@@ -96,12 +101,31 @@ def _run_tests(wanted: list[str]) -> dict[str, ExactCheck]:
             )
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junit-xml={report}", *wanted]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-        if not report.is_file() or done.returncode not in RAN:
-            raise UserError(_problem(done.stdout + done.stderr, wanted))
+        command = [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", f"--junit-xml={report}", *wanted]
+        code, output = _watched(command, show)
+        if not report.is_file() or code not in RAN:
+            raise UserError(_problem(output, wanted))
         read = {check: _read(report, check) for check in wanted}
     return {check: result for check, result in read.items() if result is not None}
+
+
+def _watched(command: list[str], show: Show) -> tuple[int, str]:
+    """Exit code and output of pytest, which prints a line for each test that ended."""
+    lines, ended, known = [], 0, 0
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        try:
+            for line in process.stdout or ():
+                lines.append(line)
+                if found := re.search(r"\bcollected (\d+) item", line):
+                    known = int(found[1])
+                    show(0, known, [])
+                elif found := re.match(r"\S+::(\w+)::.*\[ *\d+%\]$", line):
+                    ended += 1
+                    show(ended, known, [found[1]])
+        except BaseException:
+            process.kill()
+            raise
+    return process.returncode, "".join(lines)
 
 
 def results(runs: Path) -> dict[str, Result]:

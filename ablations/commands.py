@@ -51,7 +51,7 @@ def _list_checks(listed: list[claims.Claim], arguments: argparse.Namespace) -> i
     """Claim, verdict, sabotage and test; a claim may have several tests, and one without any says so."""
     found = checks.discover()
     if arguments.run:
-        checks.run([check for claim in listed for check in found.get(claim.id, [])], arguments.runs)
+        _check([check for claim in listed for check in found.get(claim.id, [])], arguments.runs)
     results = checks.results(arguments.runs)
     tally: collections.Counter[str] = collections.Counter()
     section = ""
@@ -206,7 +206,7 @@ def run_checks(name: str, ablation: Ablation, runs: Path) -> None:
     if not contrasts:
         return
     print(f"{name}: checking {len(contrasts)} claims that need no training", file=sys.stderr)
-    found = checks.run([c.check for c in contrasts], runs)
+    found = _check([c.check for c in contrasts], runs)
     for contrast in contrasts:
         result = found.get(contrast.check)
         if isinstance(result, FormulaCheck):
@@ -222,6 +222,16 @@ def run_checks(name: str, ablation: Ablation, runs: Path) -> None:
             raise UserError(
                 f"{contrast.claim}: {contrast.check} failed ({result.counterexample}); mend the model first."
             )
+
+
+def _check(wanted: Sequence[str], runs: Path) -> dict[str, checks.Result]:
+    """Runs checks, and shows how far they are."""
+    progress = Progress("tests")
+    progress.start()
+    try:
+        return checks.run(wanted, runs, progress.show)
+    finally:
+        progress.close()
 
 
 def report_command(arguments: argparse.Namespace) -> int:

@@ -8,9 +8,14 @@ from typing import Any
 
 
 class Progress:
-    """Progress over the whole plan: a bar with ETA on a terminal, a line now and then elsewhere."""
+    """Progress over a whole plan: a bar with ETA on a terminal, a line now and then elsewhere.
 
-    def __init__(self) -> None:
+    Args:
+      unit: what is counted.
+    """
+
+    def __init__(self, unit: str = "members") -> None:
+        self.unit = unit
         self.started, self.first, self.last_line = 0.0, -1, 0.0
         self.bar: Any = None
         self.task: Any = None
@@ -41,14 +46,14 @@ class Progress:
         elapsed, fresh = time.monotonic() - self.started, ended - self.first
         eta = "ETA --"
         if fresh:
-            eta = f"{fresh / elapsed:.2g} members/s  ETA {_clock(elapsed / fresh * (known - ended))}"
+            eta = f"{fresh / elapsed:.2g} {self.unit}/s  ETA {_clock(elapsed / fresh * (known - ended))}"
         if self.bar is not None:
             self.bar.update(self.task, completed=ended, total=known, description=", ".join(running), eta=eta)
         elif time.monotonic() - self.last_line > 5 or ended == known:
             if ended == known and self.last_line == float("inf"):
                 return
             self.last_line = float("inf") if ended == known else time.monotonic()
-            print(f"members {ended}/{known}  {eta}  {', '.join(running)}", file=sys.stderr, flush=True)
+            print(f"{self.unit} {ended}/{known}  {eta}  {', '.join(running)}", file=sys.stderr, flush=True)
 
     def close(self) -> None:
         """Ends the bar."""

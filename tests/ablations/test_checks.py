@@ -148,6 +148,14 @@ def test_results_are_stored_and_sealed(ran, tmp_path):
     assert checks.results(tmp_path) == {}
 
 
+def test_whoever_waits_sees_each_test_end(tmp_path):
+    seen: list[tuple[int, int, list[str]]] = []
+    wanted = [f"tests/test_probe.py::{name}" for name in ("TestHolds", "TestSkipped")]
+    checks.run(wanted, tmp_path, lambda *told: seen.append(told))
+    names = ["TestHolds"] * (len(seen) - 3) + ["TestSkipped"] * 2
+    assert len(names) > 2 and seen == [(0, len(names), []), *((1 + i, len(names), [n]) for i, n in enumerate(names))]
+
+
 @pytest.mark.parametrize(
     ("check", "message"),
     [
@@ -188,7 +196,7 @@ def exact(name: str, prior: str = "supported") -> Contrast:
 )
 def test_what_stops_a_run(tmp_path, ran, monkeypatch, name, prior, message):
     found = {f"tests/test_probe.py::{name}": ran[0][name]} if name in ran[0] else {}
-    monkeypatch.setattr(checks, "run", lambda wanted, runs: found)
+    monkeypatch.setattr(checks, "run", lambda *_: found)
     made = ablation(contrasts=(exact(name, prior),))
     if not message:
         commands.run_checks("tiny", made, tmp_path)

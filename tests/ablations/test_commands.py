@@ -234,14 +234,14 @@ def test_try_answers_a_question_of_ones_own(tmp_path, capsys):
 
 def test_a_finished_run_trains_nothing_and_reports_again(lab, tmp_path, capsys, monkeypatch):
     ran = ExactCheck(True, True)
-    monkeypatch.setattr(checks, "run", lambda wanted, runs: dict.fromkeys(wanted, ran))
+    monkeypatch.setattr(checks, "run", lambda wanted, *_: dict.fromkeys(wanted, ran))
     monkeypatch.setattr(commands.Pool, "_start", pytest.fail)
     assert lab("run", "tiny", "--profile=tiny", f"--out={tmp_path / 'out'}") == 0
     assert "supported" in capsys.readouterr().out
 
 
 def test_a_stopped_run_says_how_to_go_on(lab, capsys, monkeypatch):
-    monkeypatch.setattr(checks, "run", lambda wanted, runs: dict.fromkeys(wanted, ExactCheck(True, True)))
+    monkeypatch.setattr(checks, "run", lambda wanted, *_: dict.fromkeys(wanted, ExactCheck(True, True)))
     monkeypatch.setattr(commands.Pool, "run", lambda self, jobs: 130)
     assert lab("run", "tiny", "--profile=tiny") == 130
     assert "the same command goes on from here" in capsys.readouterr().err
@@ -276,7 +276,7 @@ SLIPS = {
 
 @pytest.mark.parametrize(("arguments", "message"), SLIPS.values(), ids=SLIPS)
 def test_a_users_slip_is_one_line_and_exit_code_2(tmp_path, capsys, monkeypatch, arguments, message):
-    monkeypatch.setattr(checks, "run", lambda wanted, runs: dict.fromkeys(wanted, ExactCheck(True, True)))
+    monkeypatch.setattr(checks, "run", lambda wanted, *_: dict.fromkeys(wanted, ExactCheck(True, True)))
     write_config(tmp_path / "configs", MADE)
     if arguments[0] != "diff":
         arguments = [arguments[0], f"--configs={tmp_path / 'configs'}", *arguments[1:]]
@@ -298,7 +298,7 @@ def test_a_runs_folder_that_cannot_be_is_refused_before_anything_is_checked(tmp_
 
 
 def test_an_interrupt_outside_training_is_one_line(tmp_path, configs, capsys, monkeypatch):
-    def interrupted(wanted, runs):
+    def interrupted(*_):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(checks, "run", interrupted)

@@ -1,17 +1,1 @@
-"""The tests of the model compile thousands of small programs and run each a few times: optimizing them costs more than
-it saves."""
-
-from __future__ import annotations
-
-from collections.abc import Iterator
-
-import jax
-import pytest
-
-
-@pytest.fixture(autouse=True, scope="module")
-def hardly_optimized() -> Iterator[None]:
-    """LLVM leaves out most of its work. What other tests compile, and the commands that tests start, is as usual."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+from tests.hardly_optimized import hardly_optimized  # noqa: F401

@@ -1,0 +1,1 @@
+from tests.hardly_optimized import hardly_optimized  # noqa: F401
