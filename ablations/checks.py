@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import os
 import re
 import subprocess
 import sys
@@ -112,7 +113,8 @@ def _run_tests(wanted: list[str], show: Show) -> dict[str, ExactCheck]:
 def _watched(command: list[str], show: Show) -> tuple[int, str]:
     """Exit code and output of pytest, which prints a line for each test that ended."""
     lines, ended, known = [], 0, 0
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    with subprocess.Popen(command, cwd=ROOT, env={**os.environ, "PY_COLORS": "0"}, **pipes) as process:
         try:
             for line in process.stdout or ():
                 lines.append(line)

@@ -83,10 +83,14 @@ def plan_command(arguments: argparse.Namespace) -> int:
 
     from transformer.analysis.estimate import duration
 
-    console = Console()
+    console, aside = Console(), Console(stderr=True)
     for name in arguments.names:
         watch = functools.partial(
-            track, description=f"counting the arms of {name}", console=Console(stderr=True), transient=True
+            track,
+            description=f"counting the arms of {name}",
+            console=aside,
+            transient=True,
+            disable=not aside.is_terminal,
         )
         made = plan.make(name, arguments.profile, arguments.runs, default_workers(), watch)
         columns = ("parameters", "FLOPs/token", "tokens a run", "runs", "to do", "time")

@@ -148,7 +148,9 @@ def test_results_are_stored_and_sealed(ran, tmp_path):
     assert checks.results(tmp_path) == {}
 
 
-def test_whoever_waits_sees_each_test_end(tmp_path):
+def test_whoever_waits_sees_each_test_end(tmp_path, monkeypatch):
+    """Also where everything is asked to be coloured."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
     seen: list[tuple[int, int, list[str]]] = []
     wanted = [f"tests/test_probe.py::{name}" for name in ("TestHolds", "TestSkipped")]
     checks.run(wanted, tmp_path, lambda *told: seen.append(told))
