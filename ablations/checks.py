@@ -19,12 +19,13 @@ import subprocess
 import sys
 import tempfile
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from ablations import formulas, store
 from ablations.evidence import Evidence, ExactCheck, FormulaCheck, Number, Setting
+from ablations.progress import Show
 from ablations.schema import Contrast
 from ablations.verdict import Decision, Overall, judge, overall
 from transformer.errors import UserError
@@ -37,7 +38,6 @@ RAN = (0, 1, 5)  # exit codes of pytest: all passed, some failed, nothing collec
 
 
 Result = ExactCheck | FormulaCheck
-Show = Callable[[int, int, list[str]], None]
 
 
 def discover(root: Path | None = None) -> dict[str, list[str]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import collections
-import functools
 import json
 import os
 import sys
@@ -77,22 +76,15 @@ def _list_checks(listed: list[claims.Claim], arguments: argparse.Namespace) -> i
 def plan_command(arguments: argparse.Namespace) -> int:
     """Prints what a run would train, cost and be able to show."""
     from rich.console import Console
-    from rich.progress import track
     from rich.table import Column, Table
     from rich.text import Text
 
     from transformer.analysis.estimate import duration
 
-    console, aside = Console(), Console(stderr=True)
+    console = Console()
     for name in arguments.names:
-        watch = functools.partial(
-            track,
-            description=f"counting the arms of {name}",
-            console=aside,
-            transient=True,
-            disable=not aside.is_terminal,
-        )
-        made = plan.make(name, arguments.profile, arguments.runs, default_workers(), watch)
+        with Progress("arms") as progress:
+            made = plan.make(name, arguments.profile, arguments.runs, default_workers(), progress.show)
         columns = ("parameters", "FLOPs/token", "tokens a run", "runs", "to do", "time")
         table = Table(Column("arm", overflow="fold"), *columns, title=Text(made.question))
         for row in made.rows:
@@ -175,11 +167,8 @@ def _pool(arguments: argparse.Namespace) -> tuple[Progress, Pool]:
 
 def _train(asked: Sequence[Job], progress: Progress, pool: Pool) -> int:
     """Finishes jobs; returns an exit code."""
-    progress.start()
-    try:
+    with progress:
         code = pool.run(asked)
-    finally:
-        progress.close()
     if code == STOPPED_BY_USER:
         print("stopped and saved; the same command goes on from here", file=sys.stderr)
     return code
@@ -230,12 +219,8 @@ def run_checks(name: str, ablation: Ablation, runs: Path) -> None:
 
 def _check(wanted: Sequence[str], runs: Path) -> dict[str, checks.Result]:
     """Runs checks, and shows how far they are."""
-    progress = Progress("tests")
-    progress.start()
-    try:
+    with Progress("tests") as progress:
         return checks.run(wanted, runs, progress.show)
-    finally:
-        progress.close()
 
 
 def report_command(arguments: argparse.Namespace) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 from ablations import catalog, store
@@ -12,14 +12,13 @@ from ablations.cells import ArmCell, cells
 from ablations.lint import Warning, lint
 from ablations.power import equivalence_margin_needed, minimum_detectable_effect
 from ablations.profiles import check_limits
+from ablations.progress import Show
 from transformer.analysis import accounting, estimate
 from transformer.numerics import trains_together
 
 ASSUMED_SIGMA = 0.02  # nats; paired differences of structurally different arms at quick scale
 STEP_OVERHEAD = 2e-3  # seconds; what a step costs on a CPU beside its arithmetic
 START_UP = 8.0  # seconds; imports, initial weights and compilation of one arm
-
-Watch = Callable[[Sequence[ArmCell]], Iterable[ArmCell]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,11 +64,11 @@ class Plan:
     seconds: float
 
 
-def make(name: str, profile: str, runs: Path, workers: int, watch: Watch = iter) -> Plan:
+def make(name: str, profile: str, runs: Path, workers: int, show: Show = lambda *_: None) -> Plan:
     """Plans an ablation at a profile.
 
     Args:
-      watch: what its arms are iterated through, such as a progress bar: tracing one takes up to a second.
+      show: is told how many arms are counted, how many there are, and the last: tracing one takes up to a second.
 
     Raises:
       ConfigError: an unknown profile, or more than the profile can afford.
@@ -78,7 +77,10 @@ def make(name: str, profile: str, runs: Path, workers: int, watch: Watch = iter)
     arms = cells(name, ablation, profile)
     check_limits(name, ablation, profile)
     rate = functools.cache(estimate.achievable_flops_per_second)
-    rows = [_row(arm, ablation.arms[arm.arm].note, runs, rate) for arm in watch(arms)]
+    rows: list[Row] = []
+    for arm in arms:
+        rows.append(_row(arm, ablation.arms[arm.arm].note, runs, rate))
+        show(len(rows), len(arms), [arm.label])
     sigma = _measured_sigma(name, profile, runs)
     used = sigma or ASSUMED_SIGMA
     seeds = ablation.profile(profile).test_seeds

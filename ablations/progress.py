@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
+
+Show = Callable[[int, int, list[str]], None]
+"""Is told how many have ended, how many there are, and what is under way."""
 
 
 class Progress:
@@ -20,7 +24,7 @@ class Progress:
         self.bar: Any = None
         self.task: Any = None
 
-    def start(self) -> None:
+    def __enter__(self) -> Progress:
         """Starts the clock and the bar."""
         self.started = time.monotonic()
         if sys.stderr.isatty():
@@ -38,6 +42,7 @@ class Progress:
             )
             self.bar.start()
             self.task = self.bar.add_task("", total=1, eta="")
+        return self
 
     def show(self, ended: int, known: int, running: list[str]) -> None:
         """Shows how far the plan is."""
@@ -55,7 +60,7 @@ class Progress:
             self.last_line = float("inf") if ended == known else time.monotonic()
             print(f"{self.unit} {ended}/{known}  {eta}  {', '.join(running)}", file=sys.stderr, flush=True)
 
-    def close(self) -> None:
+    def __exit__(self, *_: object) -> None:
         """Ends the bar."""
         if self.bar is not None:
             self.bar.stop()

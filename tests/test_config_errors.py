@@ -291,9 +291,9 @@ UNREAD = [
 ]
 
 
-def in_encoder(path: str) -> str:
-    """The field of the encoder alone."""
-    return path.replace("model.", "model.encoder.", 1)
+def in_stack(stack: str, path: str) -> str:
+    """The field of one stack alone."""
+    return path.replace("model.", f"model.{stack}.", 1)
 
 
 def unread_value(field: str) -> Any:
@@ -311,20 +311,20 @@ def test_every_field_that_an_entry_leaves_unread_is_refused_beside_it(case):
     )
 
 
-UNREAD_BY_ONE_STACK = [case for case in UNREAD if in_encoder(case[0]) in config_module.stack_fields()]
+UNREAD_BY_ONE_STACK = [case for case in UNREAD if in_stack("encoder", case[0]) in config_module.stack_fields()]
 
 
 @pytest.mark.parametrize("case", UNREAD_BY_ONE_STACK, ids=lambda case: f"{case[0]}={case[1]}, {case[2]}")
 def test_a_field_that_one_of_two_stacks_reads_is_accepted_unless_it_is_set_for_the_other(case):
     path, kind, field = case
     value, needed = unread_value(field), {k: v for k, v in NEEDED.get((path, kind), {}).items() if k != "model.family"}
-    both = {"model.family": "encoder_decoder", in_encoder(path): kind, **needed}
+    both = {"model.family": "encoder_decoder", in_stack("encoder", path): kind, **needed}
     config = resolve(nested({**both, field: value}))
     assert to_flat(config)[field] == to_flat(stack_config(config, "decoder"))[field] == value
     assert stack_config(config, "encoder") == stack_config(resolve(nested(both)), "encoder")
     told = f"{field}={value!r} has no effect: nothing reads it beside {path}={kind}."
-    check_refused({**both, in_encoder(field): value}, "In the encoder", told)
-    neither = {**both, path.replace("model.", "model.decoder.", 1): kind, "model.cross_attention": "pooled"}
+    check_refused({**both, in_stack("encoder", field): value}, "In the encoder", told)
+    neither = {**both, in_stack("decoder", path): kind, "model.cross_attention": "pooled"}
     check_refused({**neither, field: value}, told)
 
 

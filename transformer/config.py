@@ -149,8 +149,8 @@ def stack_config(config: Config, stack: str) -> Config:
     try:
         inherited, laid = values.keys() - overrides.keys(), {**values, **overrides}
         built = _build(Config, "", laid, inherited)
-        unread = _unread(built).keys() & inherited
-        built = _build(Config, "", {path: value for path, value in laid.items() if path not in unread}, inherited)
+        if unread := _unread(built).keys() & inherited:
+            built = _build(Config, "", {path: value for path, value in laid.items() if path not in unread}, inherited)
         _check(built, "model.")
     except ConfigError as error:
         raise ConfigError(f"In the {stack} (model.{stack}.* over model.*): {error}") from None
@@ -253,8 +253,8 @@ def resolve(config: Any, inherited: Collection[str] = ()) -> Config:
     resolved = _build(Config, "", values, inherited)
     _check(resolved)
     if resolved.model.family == "encoder_decoder":
-        by_stack = [_unread(stack_config(resolved, stack)) for stack in STACKS]
-        _refuse(to_flat(resolved), {field: by_stack[0][field] for field in by_stack[0] if field in by_stack[1]})
+        here, there = (_unread(stack_config(resolved, stack)) for stack in STACKS)
+        _refuse(to_flat(resolved), {field: chosen for field, chosen in here.items() if field in there})
     return resolved
 
 

@@ -45,14 +45,10 @@ def test_parameters_flops_and_tokens_are_those_of_the_arm(make):
 
 
 def test_whoever_waits_for_the_counts_sees_how_far_they_are(make, tmp_path):
-    labels, watched = [row.label for row in make().rows], []
-
-    def watch(arms):
-        for at in arms:
-            watched.append(at.label)
-            yield at
-
-    assert [row.label for row in plan.make("tiny", "tiny", tmp_path, 2, watch).rows] == watched == labels
+    labels, seen = [row.label for row in make().rows], []
+    made = plan.make("tiny", "tiny", tmp_path, 2, lambda *told: seen.append(told))
+    assert [row.label for row in made.rows] == [name for *_, names in seen for name in names] == labels
+    assert [told[:2] for told in seen] == [(1, 2), (2, 2)]
 
 
 def _size(entry) -> int:
