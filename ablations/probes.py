@@ -46,30 +46,28 @@ def prefix_loss(config: Config, program: Program, state: TrainState, dataset: Da
     """
     length = config.data.sequence_length
     tokens = np.asarray(dataset.splits["validation"][: 64 * (length + 1)]).astype(np.int32)
-    windows = tokens[: len(tokens) // (length + 1) * (length + 1)].reshape(-1, length + 1)
+    windows = jnp.asarray(tokens[: len(tokens) // (length + 1) * (length + 1)].reshape(-1, length + 1))
     lengths = np.unique(np.linspace(1, length - 1, min(8, length - 1)).astype(int))
 
-    last_token_loss, forced_loss = _prefix_losses(program)
-    alone = [float(last_token_loss(state, windows[:, :n], windows[:, n])) for n in lengths]
-    forced = np.asarray(forced_loss(state, jnp.asarray(windows)))[lengths - 1]
-    return {"prefix_loss": float(np.mean(alone)), "teacher_forced_loss": float(forced.mean())}
+    losses = _prefix_losses(program)
+    *alone, forced = (np.asarray(losses(state, windows, int(n))) for n in (*lengths, length))
+    last = [loss_T[n - 1] for loss_T, n in zip(alone, lengths, strict=True)]
+    return {"prefix_loss": float(np.mean(last)), "teacher_forced_loss": float(forced[lengths - 1].mean())}
 
 
 @functools.lru_cache(maxsize=1)
-def _prefix_losses(program: Program) -> tuple[Callable[..., jax.Array], Callable[..., jax.Array]]:
-    """Compiled once for all members of an arm."""
+def _prefix_losses(program: Program) -> Callable[[TrainState, jax.Array, int], jax.Array]:
+    """Compiled once for all lengths and all members of an arm."""
 
     @jax.jit
-    def last_token_loss(state: TrainState, inputs: jax.Array, targets: jax.Array) -> jax.Array:
-        logits = program.model(state)(inputs)
-        return cross_entropy(logits[:, -1:], targets[:, None], 0.0)[0].mean()
+    def losses(state: TrainState, windows_BL: jax.Array, length: jax.Array) -> jax.Array:
+        """Mean loss [T] at each position where the first `length` tokens are a document and the rest is padding."""
+        tokens_BT, targets_BT = windows_BL[:, :-1], windows_BL[:, 1:]
+        real_T = (jnp.arange(tokens_BT.shape[1]) < length).astype(jnp.int32)
+        logits_BTV = program.model(state)(tokens_BT, segments_BT=jnp.broadcast_to(real_T, tokens_BT.shape))
+        return cross_entropy(logits_BTV, targets_BT, 0.0)[0].mean(axis=0)
 
-    @jax.jit
-    def forced_loss(state: TrainState, windows: jax.Array) -> jax.Array:
-        logits = program.model(state)(windows[:, :-1])
-        return cross_entropy(logits, windows[:, 1:], 0.0)[0].mean(axis=0)
-
-    return last_token_loss, forced_loss
+    return losses
 
 
 @PROBES.register("exposure", traits=("exposure_gap", "judged_after_text", "judged_after_own"))

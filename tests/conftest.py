@@ -1,16 +1,18 @@
-"""What every test shares: a home of its own, no network views, the CPU, and a compile cache.
+"""What every test shares: a home of its own, no network views, the CPU, a compile cache, and a compiler in a hurry.
 
 Set before jax is imported anywhere, and only where the caller has not decided otherwise.
 """
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import shutil
 import tempfile
 from pathlib import Path
 
 import pytest
+from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -34,10 +36,22 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("markexpr") != "soak":
+        compile_in_a_hurry()
     if config.getoption("--record-soak"):
         from tests.soak import Recorder
 
         config.pluginmanager.register(Recorder())
+
+
+def compile_in_a_hurry() -> None:
+    """Tests, and the commands they start, compile many small programs and run each a few times: optimizing them costs
+    more than it saves. Without optimization, the older of XLA's two code generators takes half the time of the newer.
+    """
+    os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
+    flag_is_known = Version(importlib.metadata.version("jaxlib")) < Version("0.13")  # an unknown one ends the process
+    if flag_is_known:
+        os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

@@ -25,8 +25,10 @@ from ablations.cells import Member
 from ablations.jobs import Job
 from ablations.schema import Arm
 from ablations.worker import run_arm
-from tests.ablations.lab import ablation, arm, quick_run, write_text
+from tests.ablations.lab import SIZE, ablation, arm, quick_run, write_text
+from transformer.config import replace
 from transformer.errors import ConfigError, UserError
+from transformer.schema import Config
 from transformer.training import run as training
 from transformer.training.interrupts import Interrupts
 from transformer.training.run_directory import read_rows, read_status
@@ -34,7 +36,7 @@ from transformer.training.step import flat_state
 
 ROOT = Path(__file__).resolve().parents[2]
 HUGE = 1e30
-COMPILED = re.compile(r"Compiling (?:jit\()?(_train_steps|_evaluate|last_token_loss|forced_loss)\b")
+COMPILED = re.compile(r"Compiling (?:jit\()?(_train_steps|_evaluate|losses)\b")
 
 
 @pytest.fixture(scope="module")
@@ -111,10 +113,9 @@ def test_an_arm_ends_with_a_record_for_every_member(trained):
 
 
 def test_all_members_share_one_compilation(trained):
-    """Seven runs, and the probe of four: each program once, the probe's once for each of its prefix lengths."""
+    """Seven runs, and the probe of four at eight prefix lengths: each program once."""
     counts = collections.Counter(trained[2])
-    assert counts["_train_steps"] == counts["_evaluate"] == counts["forced_loss"] == 1
-    assert counts["last_token_loss"] == 8
+    assert counts["_train_steps"] == counts["_evaluate"] == counts["losses"] == 1
 
 
 def test_a_second_arm_is_compiled_anew(tmp_path, text):
@@ -154,6 +155,27 @@ def test_only_test_members_are_probed_and_keep_their_weights(trained):
         assert (job.directory / member.name / "checkpoints").exists() is (not member.is_tuning)
         if not member.is_tuning:  # a causal model scores the same with the future absent
             assert record.metrics["prefix_loss"] == pytest.approx(record.metrics["teacher_forced_loss"], abs=1e-4)
+
+
+@pytest.mark.parametrize("overrides", [{}, {"model.attention.mask": "none"}, {"model.position.kind": "learned"}])
+def test_prefix_loss_is_that_of_each_prefix_given_alone(text, overrides):
+    """Also where the model would look ahead: what follows the prefix is padding, and is not seen."""
+    config = replace(Config(), {**SIZE, "data.path": str(text), "model.init.std": 0.5, **overrides})
+    dataset = training.datasets.load(config.data)
+    program = training.make_program(config, dataset)
+    state, length = program.init(0), config.data.sequence_length
+    found = probes.measure(("prefix_loss",), config=config, program=program, state=state, dataset=dataset)
+
+    model = program.model(state)
+    windows = np.asarray(dataset.splits["validation"], np.int32)
+    windows = windows[: min(64, len(windows) // (length + 1)) * (length + 1)].reshape(-1, length + 1)
+    losses = []
+    for n in np.unique(np.linspace(1, length - 1, 8).astype(int)):
+        scores = jax.nn.log_softmax(model(windows[:, :n])[:, -1])
+        losses.append(-np.take_along_axis(np.asarray(scores), windows[:, n, None], 1).mean())
+    assert found["prefix_loss"] == pytest.approx(np.mean(losses), abs=1e-4)
+    sees_ahead = overrides.get("model.attention.mask") == "none"
+    assert (abs(found["prefix_loss"] - found["teacher_forced_loss"]) > 1e-2) is sees_ahead
 
 
 def test_probes_measure_what_they_declare(trained):

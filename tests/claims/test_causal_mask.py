@@ -36,29 +36,33 @@ def tokens(seed: int = 0) -> jax.Array:
     return jnp.asarray(np.random.default_rng(seed).integers(0, V, (2, T)), jnp.int32)
 
 
-def influence(model) -> np.ndarray:
-    """[T, T]: largest change of the logits at t per unit change of the embedding at s."""
-    x = tokens()[:1]
-    embedded = model.embedding(x, jnp.float32)
+def with_influence(model):
+    """A compiled function of tokens: logits [B, T, V], and [T, T], the largest change of the first row's logits at t
+    per unit change of the embedding at s."""
 
-    def logits(embedded):
+    def logits(embedded, x):
         original = type(model.embedding).__call__
         try:
             type(model.embedding).__call__ = lambda self, tokens, dtype: embedded
-            return model(x)[0]
+            out = model(x)
+            return out[0], out
         finally:
             type(model.embedding).__call__ = original
 
-    return np.abs(jax.jit(jax.jacobian(logits))(embedded)[:, :, 0]).max(axis=(1, 3))
+    def both(x):
+        jacobian, out = jax.jacobian(logits, has_aux=True)(model.embedding(x, jnp.float32), x)
+        return out, jnp.abs(jacobian[:, :, 0]).max(axis=(1, 3))
+
+    return jax.jit(both)
 
 
 def check_blocks_future(model) -> None:
-    reach = influence(model)
+    forward = with_influence(model)
+    logits, reach = map(np.asarray, forward(tokens()))
     assert np.all(np.triu(reach, k=1) == 0), "the gradient reaches back from the future"
     assert np.all(np.diag(reach) > 0)
-    forward = jax.jit(lambda x: model(x))
-    x, changed = tokens(), tokens().at[:, -1].add(1) % V
-    assert jnp.array_equal(forward(x)[:, :-1], forward(changed)[:, :-1]), "a later token changed earlier logits"
+    changed, _ = forward(tokens().at[:, -1].add(1) % V)
+    assert np.array_equal(logits[:, :-1], changed[:, :-1]), "a later token changed earlier logits"
 
 
 class TestBlocksFuture:
@@ -81,7 +85,7 @@ class TestIncludesSelf:
         at = jnp.arange(4)[None]
         dense = np.asarray(Mask(causal=True).dense(at, at))[0, 0]
         assert dense.diagonal().all()
-        assert (np.diag(influence(tiny())) > 0).all()
+        assert (np.diag(with_influence(tiny())(tokens())[1]) > 0).all()
 
     def test_sabotage(self, monkeypatch):
         strict = lambda self, q, k: (k[:, None, :] < q[:, :, None])[:, None]  # noqa: E731
@@ -123,7 +127,8 @@ def check_generates(model) -> None:
     prompt = np.asarray(tokens()[:, :3])
 
     def text(seed: int | None = None) -> np.ndarray:
-        return np.stack(generate(model, prompt, 5, Sample() if seed else Greedy(), seed=seed or 0).rows)
+        sampler = Sample() if seed else Greedy()
+        return np.stack(generate(model, prompt, 5, sampler, stop_tokens=[V], seed=seed or 0).rows)  # never stops
 
     out = text(seed=3)
     assert out.shape == (2, 8), "stops at the length limit"
@@ -131,9 +136,8 @@ def check_generates(model) -> None:
     assert np.array_equal(out, text(seed=3)), "one seed, one text"
     assert not np.array_equal(out, text(seed=4)), "the seed matters"
     greedy = text()
-    forward = jax.jit(lambda x: model(x))
-    for t in range(3, 8):  # each token is the one the full pass over what precedes it prefers
-        assert np.array_equal(greedy[:, t], np.asarray(forward(jnp.asarray(greedy[:, :t]))[:, -1].argmax(-1)))
+    logits = np.asarray(jax.jit(lambda x: model(x))(greedy[:, :-1]))
+    assert np.array_equal(greedy[:, 3:], logits[:, 2:].argmax(-1)), "each token is what a pass over the text prefers"
     stopped = generate(model, prompt, 5, stop_tokens=[int(greedy[0, 5])])
     assert stopped.new_length_B[0] == 1 + list(greedy[0, 3:]).index(greedy[0, 5]), "stops at the stop token"
 

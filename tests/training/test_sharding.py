@@ -94,7 +94,8 @@ def found(tmp_path_factory) -> tuple[dict, Path]:
     root = tmp_path_factory.mktemp("meshes")
     corpus = root / "letters.txt"
     corpus.write_bytes(np.random.default_rng(0).integers(97, 113, 6000, dtype=np.uint8).tobytes())
-    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-c", SCRIPT, str(root), json.dumps(MESHES), str(corpus), *TRAINED]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr

@@ -1,1 +1,0 @@
-from tests.hardly_optimized import hardly_optimized  # noqa: F401
