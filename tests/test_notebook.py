@@ -40,6 +40,7 @@ def execute(stored: nbformat.NotebookNode, folder: Path) -> nbformat.NotebookNod
     kernel.mkdir(parents=True)
     start = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
     environment = {"PYTHONPATH": str(ROOT), "IPYTHONDIR": str(folder / "ipython")}
+    environment |= {"JAX_DISABLE_MOST_OPTIMIZATIONS": "false", "XLA_FLAGS": ""}  # it trains for longer than it compiles
     (kernel / "kernel.json").write_text(
         json.dumps({"argv": start, "display_name": "this", "language": "python", "env": environment})
     )

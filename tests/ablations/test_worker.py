@@ -19,6 +19,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import scipy
 
 from ablations import jobs, probes, store, worker
 from ablations.cells import Member
@@ -157,7 +158,7 @@ def test_only_test_members_are_probed_and_keep_their_weights(trained):
             assert record.metrics["prefix_loss"] == pytest.approx(record.metrics["teacher_forced_loss"], abs=1e-4)
 
 
-@pytest.mark.parametrize("overrides", [{}, {"model.attention.mask": "none"}, {"model.position.kind": "learned"}])
+@pytest.mark.parametrize("overrides", [{"model.attention.mask": "none"}, {"model.position.kind": "learned"}])
 def test_prefix_loss_is_that_of_each_prefix_given_alone(text, overrides):
     """Also where the model would look ahead: what follows the prefix is padding, and is not seen."""
     config = replace(Config(), {**SIZE, "data.path": str(text), "model.init.std": 0.5, **overrides})
@@ -166,13 +167,13 @@ def test_prefix_loss_is_that_of_each_prefix_given_alone(text, overrides):
     state, length = program.init(0), config.data.sequence_length
     found = probes.measure(("prefix_loss",), config=config, program=program, state=state, dataset=dataset)
 
-    model = program.model(state)
+    forward = jax.jit(program.model(state))
     windows = np.asarray(dataset.splits["validation"], np.int32)
     windows = windows[: min(64, len(windows) // (length + 1)) * (length + 1)].reshape(-1, length + 1)
     losses = []
     for n in np.unique(np.linspace(1, length - 1, 8).astype(int)):
-        scores = jax.nn.log_softmax(model(windows[:, :n])[:, -1])
-        losses.append(-np.take_along_axis(np.asarray(scores), windows[:, n, None], 1).mean())
+        scores = scipy.special.log_softmax(forward(windows[:, :n])[:, -1], axis=-1)
+        losses.append(-np.take_along_axis(scores, windows[:, n, None], 1).mean())
     assert found["prefix_loss"] == pytest.approx(np.mean(losses), abs=1e-4)
     sees_ahead = overrides.get("model.attention.mask") == "none"
     assert (abs(found["prefix_loss"] - found["teacher_forced_loss"]) > 1e-2) is sees_ahead
