@@ -46,11 +46,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def compile_in_a_hurry() -> None:
     """Tests, and the commands they start, compile many small programs and run each a few times: optimizing them costs
-    more than it saves. Without optimization, the older of XLA's two code generators takes half the time of the newer.
+    more than it saves. Without optimization, the older of XLA's two code generators takes half the time of the newer;
+    newer versions no longer have it, and end the process when they are asked for it.
     """
     os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
-    flag_is_known = Version(importlib.metadata.version("jaxlib")) < Version("0.13")  # an unknown one ends the process
-    if flag_is_known:
+    if Version(importlib.metadata.version("jaxlib")) < Version("0.11"):
         os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
 
 
