@@ -226,7 +226,7 @@ def check_wandb_record(workdir: Path) -> None:
 
 
 class TestViews:
-    """Compiled as users do: another loop around the step, or another feed, rounds alike only then."""
+    """Optimized, as what users compile: another loop around the step, or another feed, rounds alike only then."""
 
     @pytest.fixture(autouse=True, scope="class")
     def optimized(self) -> Iterator[None]:
