@@ -140,7 +140,7 @@ class OurParts(Parts, Ours):
         q, k, v = (split_heads(x_BTE, settings.num_heads) for x_BTE in projected)
         B, T, E = projected[0].shape
         positions_BT = jnp.arange(T)[None]
-        context = Context(positions_BT=positions_BT, mask=Mask(), position=NoPosition())
+        context = Context(positions_BT=positions_BT, mask=Mask(in_order=True), position=NoPosition())
         o_BHTU = reference_attention(
             AttentionCall(
                 query_BHTK=q * q.shape[-1] ** -0.5,

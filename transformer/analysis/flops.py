@@ -3,7 +3,8 @@
 The rule:
 
   products        a multiply-add is two: 2 * M * N * K for a matrix product, batched or not, and for a convolution
-                  2 * outputs * weights per output, padding included. A masked pair is computed, so it counts
+                  2 * outputs * weights per output, padding included. A masked pair of tokens counts, also where
+                  it is skipped, so that a model costs the same on every machine
   elementwise     one per element of a floating-point result, for + - * / max min abs sign round; a reduction,
                   a cumulative sum and an addition into a table count one per element that goes in; x^n counts its
                   multiplications
@@ -25,6 +26,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+
+from transformer.model import attention_halves
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,7 +148,8 @@ def _equation(equation: Any, used: list[bool]) -> Operations:
     if not inside:
         return Operations(opaque=frozenset({name}))
     same = len(inside) == 1 and len(inside[0].outvars) == len(used)  # a call: its results are those of the body
-    return sum((count_program(body, used if same else None) for body in inside), Operations())
+    counted = sum((count_program(body, used if same else None) for body in inside), Operations())
+    return counted / SHARE_OF_SCORES.get(params.get("name"), 1)
 
 
 def _size(variable: Any) -> int:
@@ -209,7 +213,7 @@ def _scatter_add(equation: Any) -> Operations:
 
 def _attention(products: int) -> Callable[[Any], Operations]:
     """Of cuDNN's attention, as if written out: so many products of the size of the scores. It computes the scores again
-    in the backward pass and skips masked blocks, which a count that is the same on every machine leaves aside."""
+    in the backward pass, which a count that is the same on every machine leaves aside."""
 
     def operations(equation: Any) -> Operations:
         query_BTHK, key_BSGK = equation.invars[:2]
@@ -218,6 +222,8 @@ def _attention(products: int) -> Callable[[Any], Operations]:
     return operations
 
 
+# Calls that make a part of the scores only, by the names they are compiled under.
+SHARE_OF_SCORES = {attention_halves.NAME: attention_halves.SHARE_OF_SCORES}
 RULES: dict[str, Callable[[Any], Operations]] = {
     "dot_general": _dot,
     "conv_general_dilated": _convolution,

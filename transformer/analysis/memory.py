@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
-from jax.extend.core import Literal
+from jax.extend.core import Jaxpr, Literal
 
 from transformer.errors import UserError
 from transformer.model.attention_parts import head_shape
@@ -121,8 +122,8 @@ def attention_matrix_bytes(tokens: int, heads: int = 1, layers: int = 1, *, item
 def saved_bytes(program: Program) -> int:
     """Bytes that the backward pass of one microbatch reads from the forward pass, parameters and tokens not counted.
 
-    Traced, so it holds for any variant: what autodiff keeps, each array once. A compiler may keep less (it recomputes
-    what is cheap) and needs more while it works.
+    Traced, so it holds for any variant: what autodiff keeps, each array once, but for those that are the same in every
+    step, such as a causal mask. A compiler may keep less (it recomputes what is cheap) and needs more while it works.
     """
     parts = program.config.train.accumulate
     batch = jax.tree.map(
@@ -130,16 +131,29 @@ def saved_bytes(program: Program) -> int:
     )
     state = program.abstract_state
 
-    def residuals(params: Any, model_state: Any, batch: Any) -> Any:
+    def residuals(params: Any, model_state: Any, batch: Any, key: jax.Array) -> Any:
         def loss(params: Any) -> jax.Array:
-            return program.mean_loss(params, model_state, batch, jax.random.key(0))[0]
+            return program.mean_loss(params, model_state, batch, key)[0]
 
         return jax.tree.leaves(jax.vjp(loss, params)[1])
 
-    traced = jax.make_jaxpr(residuals)(state.params, state.model_state, batch).jaxpr
-    given = set(traced.invars) | set(traced.constvars)
-    kept = {v: v.aval for v in traced.outvars if not isinstance(v, Literal) and v not in given}
+    traced = jax.make_jaxpr(residuals)(state.params, state.model_state, batch, jax.random.key(0)).jaxpr
+    depend = _depending(traced, [True] * len(traced.invars))
+    kept = {v: v.aval for v, depends in zip(traced.outvars, depend, strict=True) if depends and v not in traced.invars}
     return sum(math.prod(aval.shape) * np.dtype(aval.dtype).itemsize for aval in kept.values() if _is_plain(aval))
+
+
+def _depending(program: Jaxpr, given: Sequence[bool]) -> list[bool]:
+    """Which results of a traced program depend on its arguments, of which those `given` are no constants."""
+    depending = {v for v, depends in zip(program.invars, given, strict=True) if depends}
+    for equation in program.eqns:
+        depend = [not isinstance(v, Literal) and v in depending for v in equation.invars]
+        if equation.primitive.name == "jit":
+            made = _depending(equation.params["jaxpr"].jaxpr, depend)
+        else:
+            made = [any(depend)] * len(equation.outvars)
+        depending.update(v for v, depends in zip(equation.outvars, made, strict=True) if depends)
+    return [not isinstance(v, Literal) and v in depending for v in program.outvars]
 
 
 def _is_plain(aval: Any) -> bool:
@@ -150,8 +164,8 @@ def _is_plain(aval: Any) -> bool:
 def activation_bytes(config: Config, vocab_size: int, length: int = 0) -> int:
     """Rough bytes of activations kept for the backward pass of one microbatch, without tracing.
 
-    Counts, per token and layer, about 10 vectors of d_model, the hidden vector twice, and the scores of each head
-    three times; plus logits and their gradient once.
+    Counts, per token and layer, about 10 vectors of d_model, the hidden vector twice, and the scores of each head one
+    and a half times; plus logits and their gradient once.
 
     Args:
       length: tokens of a row, those of its source included; 0: data.sequence_length.
@@ -161,6 +175,6 @@ def activation_bytes(config: Config, vocab_size: int, length: int = 0) -> int:
     itemsize = 2 if config.numerics.compute_dtype == "bfloat16" else 4
     kinds = layer_kinds(model)
     hidden = 2 * hidden_width(model) if model.ffn.kind != "none" else 0
-    scores = 3 * head_shape(model).num_heads * length
+    scores = 1.5 * head_shape(model).num_heads * length
     per_token = sum(10 * model.d_model + hidden * (kind != "attention") + scores * (kind != "ffn") for kind in kinds)
     return int(batch * length * (per_token + 2 * vocab_size) * itemsize)

@@ -59,9 +59,11 @@ class Context:
 
     def dropout(self, name: str, x: jax.Array, rate: float) -> jax.Array:
         """Dropout with a key that depends on the step, the layer and the place only."""
-        if self.dropout_key is None or rate == 0.0:
-            return x
-        return dropout(x, rate, self.key(name))
+        return dropout(x, rate, self.key(name)) if self.drops(rate) else x
+
+    def drops(self, rate: float) -> bool:
+        """Whether dropout at this rate does anything in this pass."""
+        return self.dropout_key is not None and rate != 0.0
 
     def key(self, name: str) -> jax.Array | None:
         """A random key that depends on the step, the layer and the place only; None where nothing is random."""

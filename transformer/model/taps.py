@@ -23,6 +23,11 @@ def tap(name: str, x: jax.Array) -> jax.Array:
     return x if observer is None else observer(name, x)
 
 
+def observed() -> bool:
+    """Whether an observer is installed."""
+    return _observer.get() is not None
+
+
 @contextlib.contextmanager
 def observing(observer: Observer) -> Iterator[None]:
     """Routes every tap in the block through `observer(name, x) -> x`. Under `jax.jit`, enter it while tracing.
