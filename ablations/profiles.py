@@ -21,8 +21,9 @@ SMOKE = {
     "train.steps": 10,
     "train.checkpoint_every": 0,
     "eval.tokens": 4096,
+    "eval.final_tokens": 4096,
 }
-DEMO = {**SMOKE, "train.steps": 300, "train.eval_every": 100}
+DEMO = {**SMOKE, "train.steps": 300, "train.eval_every": 100, "eval.final_tokens": 65536}
 QUICK = {
     "model.d_model": 64,
     "model.num_layers": 4,

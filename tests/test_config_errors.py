@@ -245,6 +245,7 @@ OUT_OF_RANGE = [
     ({"optimizer.beta1": 1.0}, "optimizer.beta1=1.0", "at least 0 and below 1"),
     ({"optimizer.beta2": -0.5}, "optimizer.beta2=-0.5", "at least 0 and below 1"),
     ({"eval.batch_size": -1}, "eval.batch_size=-1", "must not be negative"),
+    ({"eval.final_tokens": -1}, "eval.final_tokens=-1", "must not be negative"),
     ({"optimizer.warmup_steps": -5}, "optimizer.warmup_steps=-5"),
     ({"optimizer.schedule": "wsd", "optimizer.decay_fraction": 1.5}, "optimizer.decay_fraction=1.5"),
     ({"optimizer.learning_rate": float("nan")}, "optimizer.learning_rate=nan", "finite"),

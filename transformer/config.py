@@ -326,6 +326,7 @@ def _check(config: Config, under: str = "") -> None:
         "optimizer.final_fraction": optimizer.final_fraction,
         "optimizer.epsilon": optimizer.epsilon,
         "eval.batch_size": config.eval.batch_size,
+        "eval.final_tokens": config.eval.final_tokens,
         "train.profile_step": train.profile_step,
         "model.vocab_size": model.vocab_size,
         "model.ffn.ratio": model.ffn.ratio,

@@ -255,7 +255,8 @@ class Eval(Section):
 
     tokens: int = field(32768, "tokens of the fixed subset evaluated during a run")
     batch_size: int = field(0, "windows per evaluation batch; 0: train.batch_size")
-    final: bool = field(True, "evaluate the whole validation (and test) split once at the end")
+    final: bool = field(True, "evaluate the validation (and test) split once at the end")
+    final_tokens: int = field(0, "how many tokens of them, from their beginning on; 0: all")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -456,16 +456,21 @@ def test_a_final_evaluation_that_was_measured_is_not_measured_again(configure, s
     check_same_end(workdir, straight.path)
 
 
-@pytest.mark.parametrize(("tokens", "reused"), [(128, 2), (127, 0)])
-def test_the_final_evaluation_goes_on_where_the_last_subset_ended(configure, tmp_path, monkeypatch, tokens, reused):
+@pytest.mark.parametrize(
+    ("tokens", "final", "reused", "measured"),
+    [(128, 0, 2, 299), (127, 0, 0, 299), (128, 200, 2, 200), (128, 128, 2, 128), (128, 64, 0, 64)],
+)
+def test_the_final_evaluation_goes_on_where_the_last_subset_ended(
+    configure, tmp_path, monkeypatch, tokens, final, reused, measured
+):
     """The whole split has five batches of 64 tokens. A subset that ends within a batch is no beginning of it."""
     starts = []
     monkeypatch.setattr(loop, "add_up", lambda *a, begun=None: starts.append(begun) or add_up(*a, begun=begun))
-    outcome = train(configure(eval__tokens=tokens), tmp_path, quiet=True)
+    outcome = train(configure(eval__tokens=tokens, eval__final_tokens=final), tmp_path, quiet=True)
     assert [0 if begun is None else begun.batches for begun in starts] == [0, 0, 0, reused]
     run = load(tmp_path)
-    again = evaluate(run.program, run.state, run_module.load_dataset(run.config), "validation")
-    assert again["eval_tokens"] == 299 and again["loss"] == outcome.summary["validation_loss"]
+    again = evaluate(run.program, run.state, run_module.load_dataset(run.config), "validation", final or None)
+    assert again["eval_tokens"] == measured and again["loss"] == outcome.summary["validation_loss"]
 
 
 def test_a_changed_corpus_is_noticed(configure, corpus, tmp_path, monkeypatch, capsys):

@@ -89,7 +89,7 @@ class Loop:
         self.pending: _Call | None = None
         self.last_finished = 0.0
         self.seconds_per_step: float | None = None
-        self.begun: Sums | None = None  # the whole validation split, as far as the last subset has measured it
+        self.begun: Sums | None = None  # the final evaluation, as far as the last subset has measured it
 
     # --- the loop ------------------------------------------------------------------------------------------------
 
@@ -193,10 +193,10 @@ class Loop:
 
     def _evaluate(self, state: TrainState) -> None:
         """The fixed validation subset."""
-        tokens = self.config.eval.tokens
+        tokens, in_the_end = self.config.eval.tokens, self.config.eval.final_tokens
         sums = add_up(self.program, state, self.dataset, "validation", tokens)
-        last = self.step == self.config.train.steps
-        self.begun = sums if last and whole_batches(self.config, self.dataset, tokens) else None
+        last, begins = self.step == self.config.train.steps, not in_the_end or tokens <= in_the_end
+        self.begun = sums if last and begins and whole_batches(self.config, self.dataset, tokens) else None
         results = _rows(sums)
         for member, result in zip(self.members, results, strict=True):
             if not member.ended:
@@ -209,8 +209,8 @@ class Loop:
             member.run.event("checkpoint", step=self.step)
 
     def final_evaluation(self, state: TrainState) -> list[dict[str, float]]:
-        """The whole validation split, and the test split where there is one, once: {"validation_loss": ...} of every
-        member; of one that has ended, nothing."""
+        """The validation split, and the test split where there is one, once, as much of them as the config says:
+        {"validation_loss": ...} of every member; of one that has ended, nothing."""
         summaries: list[dict[str, float]] = [{} for _ in self.members]
         for split in ("validation", "test"):
             if split not in self.dataset.splits:
@@ -218,7 +218,8 @@ class Loop:
             rows = [{} if member.ended else member.final_row(split) for member in self.members]
             if None in rows:
                 begun = self.begun if split == "validation" else None
-                results = _rows(add_up(self.program, state, self.dataset, split, begun=begun))
+                tokens = self.config.eval.final_tokens or None
+                results = _rows(add_up(self.program, state, self.dataset, split, tokens, begun=begun))
                 for index, (member, result) in enumerate(zip(self.members, results, strict=True)):
                     if rows[index] is None:
                         member.write(split, {**result, "final": True})

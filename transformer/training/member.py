@@ -139,7 +139,7 @@ class Member:
         return loss if step == self.progress.step and math.isfinite(loss) else None
 
     def final_row(self, split: str) -> dict[str, Any] | None:
-        """The whole split, as an attempt measured it that was killed before it could say "done"."""
+        """The final evaluation of a split, as an attempt measured it that was killed before it could say "done"."""
         return next((row for row in self.run.rows() if row.get("final") and row["split"] == split), None)
 
     # --- the end -------------------------------------------------------------------------------------------------
