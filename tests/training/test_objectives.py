@@ -11,7 +11,7 @@ import pytest
 from tests.tiny import VOCAB, tiny, tokens
 from transformer.data.batch import Batch
 from transformer.model import FAMILIES, build
-from transformer.training.objectives import OBJECTIVE_OF_FAMILY, OBJECTIVES, cross_entropy
+from transformer.training.objectives import OBJECTIVE_OF_FAMILY, OBJECTIVES, cross_entropy, ranks_first
 
 RNG = np.random.default_rng(0)
 LOGITS = (RNG.normal(size=(2, 8, VOCAB)) * 4).astype(np.float32)
@@ -64,6 +64,19 @@ def test_an_accelerators_way_to_pick_the_target_gives_the_same_losses_and_gradie
     compared, made = both()
     assert "scatter" in gathered and "scatter" not in compared
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6), made, wanted)
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+def test_the_target_ranks_first_where_argmax_says_so(monkeypatch, platform):
+    """Of equal logits the first counts; what is no number is no right answer."""
+    monkeypatch.setattr(jax, "default_backend", lambda: platform)
+    rng = np.random.default_rng(0)
+    logits = jnp.asarray(rng.integers(0, 3, (50, 20, VOCAB)), jnp.float32)  # most rows hold their highest logit often
+    targets = jnp.asarray(rng.integers(0, VOCAB, (50, 20)))
+    right = logits.argmax(axis=-1) == targets
+    assert 0.05 < right.mean() < 0.5 and ((logits == logits.max(axis=-1, keepdims=True)).sum(axis=-1) > 1).mean() > 0.5
+    np.testing.assert_array_equal(ranks_first(logits, targets), right)
+    assert not ranks_first(logits.at[..., 3].set(jnp.nan), targets).any()
 
 
 def test_huge_logits_stay_finite_and_losses_are_float32():

@@ -72,6 +72,15 @@ def picked(logits_BTV: jax.Array, targets_BT: jax.Array) -> jax.Array:
     return jnp.where(is_target_BTV, logits_BTV, 0).sum(axis=-1)
 
 
+def ranks_first(logits_BTV: jax.Array, targets_BT: jax.Array) -> jax.Array:
+    """Whether each target is the most likely prediction [B, T]; of equal ones that is the first, as for `argmax`, which
+    takes a CPU longer than the loss itself."""
+    target_BT1 = picked(logits_BTV, targets_BT)[..., None]
+    is_earlier_BTV = jnp.arange(logits_BTV.shape[-1]) < targets_BT[..., None]
+    is_ahead_BTV = ~(logits_BTV <= target_BT1) | (is_earlier_BTV & (logits_BTV == target_BT1))  # NaN is ahead of all
+    return ~is_ahead_BTV.any(axis=-1)
+
+
 class Objective:
     """From a batch and a model to a loss for every target. Base of all objectives.
 
@@ -129,7 +138,7 @@ class Objective:
     def score(self, logits_BTV: jax.Array, targets_BT: jax.Array, weights_BT: jax.Array | None) -> TokenLosses:
         """Losses of given logits."""
         nll_BT, smoothed_BT = cross_entropy(logits_BTV, targets_BT, self.smoothing)
-        return TokenLosses(nll_BT, smoothed_BT, targets_BT, weights_BT, logits_BTV.argmax(axis=-1) == targets_BT)
+        return TokenLosses(nll_BT, smoothed_BT, targets_BT, weights_BT, ranks_first(logits_BTV, targets_BT))
 
     def score_in_chunks(
         self,
