@@ -10,8 +10,9 @@ import numpy as np
 import optax
 import pytest
 
-from tests.tiny import tiny
+from tests.tiny import BATCH, tiny
 from transformer.analysis import accounting, memory
+from transformer.model.attention_halves import SHARE_OF_SCORES
 
 
 @pytest.mark.parametrize(("policy", "dtypes"), [("float32", ("float32",) * 3), ("half", ("bfloat16",) * 3)])
@@ -104,8 +105,8 @@ def test_what_is_the_same_in_every_step_is_not_kept():
     attention = kept(**{"data.sequence_length": length}) - kept(
         **{"data.sequence_length": length, "model.layers": "ffn"}
     )
-    matrices = memory.attention_matrix_bytes(length, heads=2, layers=2, itemsize=4) * 4
-    assert attention == pytest.approx(0.75 * matrices, rel=0.05)
+    matrices = memory.attention_matrix_bytes(length, heads=2, layers=2, itemsize=4) * BATCH
+    assert attention == pytest.approx(SHARE_OF_SCORES * matrices, rel=0.05)
 
 
 @pytest.mark.parametrize(("width", "length"), [(64, 128), (64, 1024)])

@@ -387,8 +387,9 @@ def test_steps_are_timed_where_starting_a_call_waits_for_its_end(configure, tmp_
     monkeypatch.setattr(Program, "__init__", on_a_gpu)
     train(configure(train__steps_per_call=2), tmp_path, quiet=True)
     rows = read_rows(tmp_path, "train")
-    fastest = rows[0]["tokens"] / 0.2  # a busy machine makes steps slower, never faster
-    assert len(rows) == STEPS and all(row["tokens_per_second"] <= fastest for row in rows)
+    speeds, fastest = [row["tokens_per_second"] for row in rows], rows[0]["tokens"] / 0.2
+    # A busy machine makes a step slower, never faster.
+    assert len(speeds) == STEPS and max(speeds) <= fastest < 1.5 * np.median(speeds)
 
 
 # --- Resuming ----------------------------------------------------------------------------------------------------
