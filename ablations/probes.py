@@ -14,10 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from transformer.data.batch import Batch
 from transformer.data.batching import Dataset
 from transformer.data.ngram import KneserNey
 from transformer.inference.generate import generate
 from transformer.inference.sampling import Sample
+from transformer.model.taps import capture
 from transformer.registry import Registry
 from transformer.schema import Config
 from transformer.training.objectives import cross_entropy
@@ -109,6 +111,44 @@ class _Text:
 def _judge(text: _Text, vocab_size: int) -> KneserNey:
     """Counted once for all members of an arm."""
     return KneserNey(text.tokens, vocab_size)
+
+
+@PROBES.register("writes", traits=("largest_write", "largest_late_write"))
+def writes(config: Config, program: Program, state: TrainState, dataset: Dataset) -> dict[str, float]:
+    """How much sublayers add to what they are given: the root mean square of a write over that of the stream before it.
+
+    Returns:
+      The largest over all sublayers, and over the second half of them, on 64 rows of the validation split; nothing for
+      a model that lacks a skip, whose sublayers do not add.
+    """
+    gains = config.model.residual
+    if not (gains.attention.skip_gain and gains.ffn.skip_gain):
+        return {}
+    batch = next(iter(dataset.batches("validation", 64)))
+    sizes = np.asarray(_write_sizes(program)(state, batch))
+    return {"largest_write": float(sizes.max()), "largest_late_write": float(sizes[len(sizes) // 2 :].max())}
+
+
+@functools.lru_cache(maxsize=1)
+def _write_sizes(program: Program) -> Callable[[TrainState, Batch], jax.Array]:
+    """Compiled once for all members of an arm."""
+
+    def rms(x: jax.Array) -> jax.Array:
+        return jnp.sqrt(jnp.square(x.astype(jnp.float32)).mean())
+
+    @jax.jit
+    def sizes(state: TrainState, batch: Batch) -> jax.Array:
+        """What each sublayer adds, relative to the stream it is added to, in the order of the forward pass."""
+        _, seen = capture(program.evaluate_batch)(state, batch)
+        stream, found = seen["embedding"], []
+        for name, x in seen.items():
+            if name.endswith((".attention.output", ".ffn.output")):
+                found.append(rms(x) / rms(stream))
+            elif name.endswith((".residual_mid", ".residual")):
+                stream = x
+        return jnp.stack(found)
+
+    return sizes
 
 
 def metrics(names: tuple[str, ...]) -> tuple[str, ...]:

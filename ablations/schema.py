@@ -27,6 +27,7 @@ UNITS = {
         "nats per token",
     ),
     **dict.fromkeys(PERCENT, "points"),
+    **dict.fromkeys(("largest_write", "largest_late_write"), "of the stream"),
 }
 CONTROLS = ("", "unigram", "bigram", "floor", "chance", "solved")
 MAX_SEED = 1000  # test seeds lie below, tuning seeds from here on, twins' from twice as far

@@ -243,10 +243,13 @@ class TestPrelnStreamGrows:
 DEPTHS = (2, 6, 16)
 
 
+MATRICES = {"attention": ("query", "key", "value", "output"), "ffn": ("up", "down")}
+
+
 @functools.cache
-def gradients(placement: str, layers: int) -> dict[str, tuple[float, float]]:
+def gradients(layers: int, **overrides: Any) -> dict[str, tuple[float, float]]:
     """Gradient norms at the initial weights in the first and the last layer, by matrix."""
-    made = model(norm__placement=placement, num_layers=layers, embedding__tie=False, **UNIT)
+    made = model(num_layers=layers, embedding__tie=False, **UNIT, **overrides)
     structure, params = nnx.split(made)
     params = nnx.to_pure_dict(params)
     window = tokens(batch=2, length=17)
@@ -261,12 +264,12 @@ def gradients(placement: str, layers: int) -> dict[str, tuple[float, float]]:
         first, last = (float(jnp.linalg.norm(blocks[i][part]["branch"][kernel]["kernel"])) for i in (0, layers - 1))
         return first, last
 
-    return {"down": ends("ffn", "down"), "query": ends("attention", "query")}
+    return {kernel: ends(part, kernel) for part, kernels in MATRICES.items() for kernel in kernels}
 
 
 def last_gradients(placement: str) -> list[float]:
     """Of the feed-forward network in the last layer, by depth."""
-    return [gradients(placement, layers)["down"][1] for layers in DEPTHS]
+    return [gradients(layers, norm__placement=placement)["down"][1] for layers in DEPTHS]
 
 
 def check_placements(pre: list[float], post: list[float]) -> None:
@@ -279,7 +282,7 @@ class TestGradientScaleByPlacement:
 
     def test_holds(self):
         check_placements(last_gradients("pre"), last_gradients("post"))
-        first, last = gradients("pre", DEPTHS[-1])["down"]
+        first, last = gradients(DEPTHS[-1], norm__placement="pre")["down"]
         assert first > 2 * last  # early layers of a pre-norm stack get the larger ones
 
     def test_sabotage(self):
@@ -300,7 +303,8 @@ class TestPostlnGradientProductVanishes:
     def test_refuted(self, kernel):
         """Measured here: in the first layer of a post-norm stack gradients are no smaller than in the last. What
         fades with depth is the query gradient of the *last* layers, whose tokens have become alike."""
-        ratios = [first / last for first, last in (gradients("post", layers)[kernel] for layers in DEPTHS)]
+        ends = [gradients(layers, norm__placement="post")[kernel] for layers in DEPTHS]
+        ratios = [first / last for first, last in ends]
         assert min(ratios) > 0.5, ratios
         with pytest.raises(AssertionError):
             check_vanishes(ratios)
@@ -309,6 +313,58 @@ class TestPostlnGradientProductVanishes:
         check_vanishes([0.9**layers for layers in DEPTHS])
         with pytest.raises(AssertionError):
             check_vanishes([1.0, 0.99, 0.98])
+
+
+NO_NORM = {"norm__kind": "none"}
+LOOKING = ("query", "key")  # the matrices whose gradients pass through the weights of attention
+THE_OTHERS = tuple(kernel for kernels in MATRICES.values() for kernel in kernels if kernel not in LOOKING)
+
+
+def loses(overrides: dict[str, Any], kernels: tuple[str, ...]) -> list[float]:
+    """What is left of each matrix's gradient in the first layer of the deepest stack, against the shallowest."""
+    return [gradients(DEPTHS[-1], **overrides)[k][0] / gradients(DEPTHS[0], **overrides)[k][0] for k in kernels]
+
+
+def check_fade(left: list[float]) -> None:
+    assert max(left) < 0.01, left
+
+
+def check_stay(left: list[float]) -> None:
+    assert min(left) > 0.5, left
+
+
+class TestGradientsFadeWithoutNorms:
+    """The first half: where there are no norms either."""
+
+    claim = "residual_prevents_vanishing_gradient"
+
+    def test_holds(self):
+        check_fade(loses({**NO_SKIP, **NO_NORM}, (*LOOKING, *THE_OTHERS)))
+        check_stay(loses({}, (*LOOKING, *THE_OTHERS)))
+
+    def test_sabotage(self):
+        with pytest.raises(AssertionError):
+            check_fade(loses(NO_NORM, THE_OTHERS))
+
+
+class TestGradientsStayWithNorms:
+    """The second half: a pre-norm stack that only loses its skips."""
+
+    claim = "residual_prevents_vanishing_gradient"
+
+    def test_refuted(self):
+        """With a norm in front of each sublayer, values, outputs and feed-forward layers of the first layer keep their
+        gradient at any depth without skips; queries and keys alone lose theirs, because all tokens have become alike:
+        what goes wrong is rank collapse."""
+        check_stay(loses(NO_SKIP, THE_OTHERS))
+        check_fade(loses(NO_SKIP, LOOKING))
+        assert distances("causal", **NO_SKIP)[-1] < 0.1 < 0.3 < distances("causal")[-1]
+
+    def test_sabotage(self):
+        with pytest.raises(AssertionError):
+            check_stay(loses({**NO_SKIP, **NO_NORM}, THE_OTHERS))
+        with pytest.raises(AssertionError):
+            check_fade(loses({}, LOOKING))
 
 
 AMPLIFICATION_DEPTHS = (1, 2, 4, 8, 16)
