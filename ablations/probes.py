@@ -16,12 +16,14 @@ import numpy as np
 
 from transformer.data.batch import Batch
 from transformer.data.batching import Dataset
+from transformer.data.dataset import Text
 from transformer.data.ngram import KneserNey
 from transformer.inference.generate import generate
 from transformer.inference.sampling import Sample
 from transformer.model.taps import capture
 from transformer.registry import Registry
 from transformer.schema import Config
+from transformer.training.evaluation import evaluate
 from transformer.training.objectives import cross_entropy
 from transformer.training.step import Program, TrainState
 
@@ -149,6 +151,58 @@ def _write_sizes(program: Program) -> Callable[[TrainState, Batch], jax.Array]:
         return jnp.stack(found)
 
     return sizes
+
+
+@PROBES.register("longer_text", traits=("rise_2x", "rise_4x", "rise_8x"))
+def longer_text(config: Config, program: Program, state: TrainState, dataset: Dataset) -> dict[str, float]:
+    """What windows longer than those of training do to the loss.
+
+    The same tokens are scored each time: as many as half a training window holds, at the end of a window of the trained
+    length and of windows two, four and eight times as long that end in the same place. None stands near the beginning
+    of a window, and no window slides. A model that makes use of the further context gets better.
+
+    Returns:
+      Loss in the longer window less that in the trained one (nats per token), at 64 places of the validation split, or
+      as many as it has; nothing for what is no running text, or too little of it.
+    """
+    length, places = config.data.sequence_length, 64
+    tokens = dataset.splits["validation"] if isinstance(dataset, Text) else np.zeros(0)
+    places = min(places, len(tokens) // (8 * length + 1))
+    if not places:
+        return {}
+    windows = np.asarray(tokens[: places * (8 * length + 1)]).astype(np.int32).reshape(places, -1)
+    losses = _end_losses(program)
+    trained, *longer = (float(losses(state, windows[:, -n * length - 1 :], length // 2)) for n in (1, 2, 4, 8))
+    return {f"rise_{n}x": loss - trained for n, loss in zip((2, 4, 8), longer, strict=True)}
+
+
+@functools.lru_cache(maxsize=1)
+def _end_losses(program: Program) -> Callable[[TrainState, np.ndarray, int], jax.Array]:
+    """Compiled once a length for all members of an arm."""
+
+    @functools.partial(jax.jit, static_argnums=2)
+    def losses(state: TrainState, windows_NL: jax.Array, count: int) -> jax.Array:
+        """Mean loss of the last `count` tokens of each window."""
+
+        def of_one(window_L: jax.Array) -> jax.Array:
+            logits_BTV = program.model(state)(window_L[None, :-1])[:, -count:]
+            return cross_entropy(logits_BTV, window_L[None, -count:], 0.0)[0].mean()
+
+        return jax.lax.map(of_one, windows_NL, batch_size=8).mean()
+
+    return losses
+
+
+@PROBES.register("longer_questions", traits=("long_accuracy",))
+def longer_questions(config: Config, program: Program, state: TrainState, dataset: Dataset) -> dict[str, float]:
+    """Accuracy (points) on questions longer than those of training, up to twice as long.
+
+    Returns:
+      `long_accuracy`; nothing for data without such questions.
+    """
+    if "long" not in dataset.splits:
+        return {}
+    return {"long_accuracy": 100.0 * evaluate(program, state, dataset, "long")["accuracy"]}
 
 
 def metrics(names: tuple[str, ...]) -> tuple[str, ...]:

@@ -26,7 +26,8 @@ UNITS = {
         ("loss", "prefix_loss", "teacher_forced_loss", "exposure_gap", "judged_after_text", "judged_after_own"),
         "nats per token",
     ),
-    **dict.fromkeys(PERCENT, "points"),
+    **dict.fromkeys(("rise_2x", "rise_4x", "rise_8x"), "nats per token"),
+    **dict.fromkeys((*PERCENT, "long_accuracy"), "points"),
     **dict.fromkeys(("largest_write", "largest_late_write"), "of the stream"),
 }
 CONTROLS = ("", "unigram", "bigram", "floor", "chance", "solved")

@@ -27,6 +27,7 @@ from ablations.jobs import Job
 from ablations.schema import Arm
 from ablations.worker import run_arm
 from tests.ablations.lab import SIZE, ablation, arm, quick_run, write_text
+from transformer.analysis.lenses import residual_writes
 from transformer.config import replace
 from transformer.errors import ConfigError, UserError
 from transformer.schema import Config
@@ -37,6 +38,7 @@ from transformer.training.step import flat_state
 
 ROOT = Path(__file__).resolve().parents[2]
 HUGE = 1e30
+ABOUT_TEXT = ("prefix_loss", "exposure")  # probes that no ablation of a task names
 COMPILED = re.compile(r"Compiling (?:jit\()?(_train_steps|_evaluate|losses)\b")
 
 
@@ -179,17 +181,71 @@ def test_prefix_loss_is_that_of_each_prefix_given_alone(text, overrides):
     assert (abs(found["prefix_loss"] - found["teacher_forced_loss"]) > 1e-2) is sees_ahead
 
 
-def test_probes_measure_what_they_declare(trained):
-    """Whatever the registry holds: the traits of a probe are the metrics that lint lets a contrast read."""
-    job, _, _ = trained
-    cell = job.cell
-    dataset = training.datasets.load(cell.config.data)
-    program = training.make_program(cell.config, dataset)
-    for name, entry in probes.PROBES.items():
-        state = program.init(0)
-        found = probes.measure((name,), config=cell.config, program=program, state=state, dataset=dataset)
-        assert set(found) == entry.traits and all(np.isfinite(value) for value in found.values())
-        assert probes.metrics((name,)) == (*probes.ALWAYS, *sorted(found))
+@pytest.mark.parametrize("arrangement", ["sequential", "parallel"])
+def test_writes_are_measured_against_the_stream_they_are_added_to(text, arrangement):
+    """Which here is the sum of the embedding and all writes before, in a parallel block those before the block."""
+    changes = {"model.num_layers": 3, "model.init.std": 0.3, "model.residual.arrangement": arrangement}
+    config = replace(Config(), {**SIZE, "data.path": str(text), **changes})
+    dataset = training.datasets.load(config.data)
+    program = training.make_program(config, dataset)
+    found = probes.measure(("writes",), config=config, program=program, state=program.init(0), dataset=dataset)
+
+    batch = next(iter(dataset.batches("validation", 64)))
+    stream, *written = residual_writes(program.model(program.init(0)), batch.tokens_BL[:, :-1]).values()
+    sizes, read = [], stream
+    for i, x in enumerate(written):
+        read = stream if arrangement == "sequential" or i % 2 == 0 else read
+        sizes.append(np.linalg.norm(x) / np.linalg.norm(read))
+        stream = stream + x
+    assert found == pytest.approx({"largest_write": max(sizes), "largest_late_write": max(sizes[3:])}, rel=1e-4)
+    assert max(sizes[:3]) > 1.1 * max(sizes[3:])  # or the two could be confused
+
+    bare = replace(config, {"model.residual.attention.skip_gain": 0.0, "model.residual.ffn.skip_gain": 0.0})
+    program = training.make_program(bare, dataset)
+    assert not probes.measure(("writes",), config=bare, program=program, state=program.init(0), dataset=dataset)
+
+
+@pytest.mark.parametrize("name", probes.PROBES)
+def test_a_probe_measures_what_it_declares(text, name):
+    """Whatever the registry holds: its traits are the metrics that lint lets a contrast read. It has them on a text or
+    on a task, all or none."""
+    task = {"data.source": "task", "data.task": "copy", "data.task_length": 3}
+    measured = set()
+    for data in ({"data.path": str(text)}, task):
+        config = replace(Config(), {**SIZE, **data})
+        dataset = training.datasets.load(config.data)
+        program = training.make_program(config, dataset)
+        found = {}
+        if data is not task or name not in ABOUT_TEXT:
+            found = probes.measure((name,), config=config, program=program, state=program.init(0), dataset=dataset)
+        assert set(found) in (set(), probes.PROBES[name].traits), data
+        assert all(np.isfinite(value) for value in found.values())
+        measured |= set(found)
+    assert probes.metrics((name,)) == (*probes.ALWAYS, *sorted(measured))
+
+
+@pytest.mark.parametrize("kind", ["rope", "none"])
+def test_longer_windows_score_the_tokens_that_shorter_ones_scored(text, kind):
+    config = replace(Config(), {**SIZE, "data.path": str(text), "model.init.std": 0.5, "model.position.kind": kind})
+    dataset = training.datasets.load(config.data)
+    program = training.make_program(config, dataset)
+    state, length = program.init(0), config.data.sequence_length
+    found = probes.measure(("longer_text",), config=config, program=program, state=state, dataset=dataset)
+
+    forward = jax.jit(program.model(state))
+    tokens = np.asarray(dataset.splits["validation"], np.int32)
+    places = min(64, len(tokens) // (8 * length + 1))
+    windows = tokens[: places * (8 * length + 1)].reshape(places, -1)
+    losses = {}
+    for n in (1, 2, 4, 8):
+        scores = scipy.special.log_softmax(forward(windows[:, -n * length - 1 : -1]), axis=-1)
+        wanted = np.take_along_axis(scores[:, -length // 2 :], windows[:, -length // 2 :, None], 2)
+        losses[n] = -wanted.mean()
+    assert found == pytest.approx({f"rise_{n}x": losses[n] - losses[1] for n in (2, 4, 8)}, abs=1e-4)
+    assert max(map(abs, found.values())) > 1e-3
+
+    short = dataclasses.replace(dataset, splits={**dataset.splits, "validation": tokens[: 8 * length]})
+    assert not probes.measure(("longer_text",), config=config, program=program, state=state, dataset=short)
 
 
 def test_a_member_is_the_run_it_would_be_alone(trained, tmp_path):

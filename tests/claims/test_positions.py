@@ -15,7 +15,7 @@ from flax import nnx
 
 from transformer import Config, build, replace
 from transformer.errors import UserError
-from transformer.model.positions import POSITIONS, NoPosition, alibi_slopes, sinusoidal_code
+from transformer.model.positions import POSITIONS, LearnedPosition, NoPosition, alibi_slopes, sinusoidal_code
 from transformer.model.taps import capture
 
 V, T = 17, 6
@@ -366,3 +366,30 @@ class TestMaxContextNotArchitectural:
         monkeypatch.setattr(NoPosition, "embed", limited)
         with pytest.raises(UserError, match="too long"):
             runs_at_four_times("rope")
+
+
+def rows_that_learn() -> list[int]:
+    """Rows of a table four times as long as the windows that have a gradient."""
+    structure, params = nnx.split(tiny("learned", **{"model.position.max_length": 4 * TRAINED}))
+    window = np.random.default_rng(0).integers(0, V, (2, TRAINED + 1), dtype=np.int32)
+
+    def loss(params):
+        log_p = jax.nn.log_softmax(nnx.merge(structure, params)(window[:, :-1]))
+        return -jnp.take_along_axis(log_p, window[:, 1:, None], axis=-1).mean()
+
+    gradient = nnx.to_pure_dict(jax.grad(loss)(params))["position"]["table"]
+    return np.flatnonzero(np.abs(gradient).sum(axis=1)).tolist()
+
+
+class TestRowsNeverVisitedLearnNothing:
+    claim = "learned_pe_no_extrapolation"
+
+    def test_holds(self):
+        """Their gradient is exactly zero."""
+        assert rows_that_learn() == list(range(TRAINED))
+
+    def test_sabotage(self, monkeypatch):
+        """A table whose rows are read relative to their mean teaches all of them."""
+        embed = LearnedPosition.embed
+        monkeypatch.setattr(LearnedPosition, "embed", lambda self, x, at: embed(self, x, at) - self.table[...].mean(0))
+        assert rows_that_learn() == list(range(4 * TRAINED))
