@@ -43,8 +43,8 @@ ABLATION = Ablation(
         ),
         "sinusoidal": Arm(
             {**position("sinusoidal"), "model.embedding.scale": 0.0},
-            note="a fixed vector of sines and cosines for each position, embeddings times sqrt(d_model) beside it, as in "
-            "Vaswani et al. 2017",
+            note="a fixed vector of sines and cosines for each position, embeddings times sqrt(d_model) beside it, as "
+            "Vaswani et al. (2017) have them",
         ),
         "alibi": Arm(position("alibi"), note="scores fall with the distance"),
         "t5": Arm(position("t5"), note="a learned bias for each range of distances, the last one open"),

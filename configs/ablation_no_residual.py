@@ -79,48 +79,38 @@ ABLATION = Ablation(
             check=f"{CHECK}TestGradientsStayWithNorms",
             note="a stack with its norms",
         ),
-        Contrast(
-            "residual_removal_fails_deep",
-            "catastrophe",
-            test="none",
-            base="skips",
-            conditions=("two_layers", "four_layers"),
-            note="the skips are removed and nothing else is changed",
-        ),
-        Contrast(
-            "residual_removal_fails_deep",
-            "catastrophe",
-            test="rescaled",
-            base="skips",
-            conditions=("two_layers", "four_layers", "eight_layers"),
-            note="the initial weights keep the variance",
-        ),
-        Contrast(
-            "residual_removal_fails_deep",
-            "catastrophe",
-            test="shaped",
-            base="skips",
-            conditions=("two_layers", "four_layers", "eight_layers"),
-            prior="refuted",
-            note="attention that starts as the identity takes the place of the skips",
-        ),
-        Contrast(
-            "residual_removal_fails_deep",
-            "catastrophe",
-            test="no_attention_skip",
-            base="skips",
-            conditions=("four_layers",),
-            prior="mixed",
-            note="the skip around attention alone",
-        ),
-        Contrast(
-            "residual_removal_fails_deep",
-            "catastrophe",
-            test="no_ffn_skip",
-            base="skips",
-            conditions=("four_layers",),
-            prior="mixed",
-            note="the skip around the feed-forward network alone",
+        *(
+            Contrast(
+                "residual_removal_fails_deep",
+                "catastrophe",
+                test=arm,
+                base="skips",
+                conditions=conditions,
+                prior=prior,
+                note=note,
+            )
+            for arm, conditions, prior, note in (
+                (
+                    "none",
+                    ("two_layers", "four_layers"),
+                    "supported",
+                    "the skips are removed and nothing else is changed",
+                ),
+                (
+                    "rescaled",
+                    ("two_layers", "four_layers", "eight_layers"),
+                    "supported",
+                    "the initial weights keep the variance",
+                ),
+                (
+                    "shaped",
+                    ("two_layers", "four_layers", "eight_layers"),
+                    "refuted",
+                    "attention that starts as the identity takes the place of the skips",
+                ),
+                ("no_attention_skip", ("four_layers",), "mixed", "the skip around attention alone"),
+                ("no_ffn_skip", ("four_layers",), "mixed", "the skip around the feed-forward network alone"),
+            )
         ),
         *(
             Contrast(
@@ -135,24 +125,21 @@ ABLATION = Ablation(
             )
             for arm in ("none", "rescaled")
         ),
-        Contrast(
-            "residual_small_correction_trained",
-            "level",
-            test="skips",
-            metric="largest_write",
-            margin=0.5,
-            conditions=("four_layers", "eight_layers"),
-            prior="refuted",
-            note="everywhere: no sublayer adds half of what it is given",
-        ),
-        Contrast(
-            "residual_small_correction_trained",
-            "level",
-            test="skips",
-            metric="largest_late_write",
-            margin=0.5,
-            conditions=("four_layers", "eight_layers"),
-            note="in the second half of the stack",
+        *(
+            Contrast(
+                "residual_small_correction_trained",
+                "level",
+                test="skips",
+                metric=metric,
+                margin=0.5,
+                conditions=("four_layers", "eight_layers"),
+                prior=prior,
+                note=note,
+            )
+            for metric, prior, note in (
+                ("largest_write", "refuted", "everywhere: no sublayer adds half of what it is given"),
+                ("largest_late_write", "supported", "in the second half of the stack"),
+            )
         ),
     ),
     profiles=standard(
