@@ -98,6 +98,11 @@ def plan_command(arguments: argparse.Namespace) -> int:
             f"within {made.equivalence:.3g} (80% power for one comparison alone; spread of paired differences "
             f"{made.sigma:.3g}, {source})."
         )
+        if made.test_seeds < made.sign_seeds:
+            console.print(
+                f"Where runs diverge, signs decide: for one of {made.comparisons} comparisons {made.test_seeds} test "
+                f"seeds are too few, even all alike; {made.sign_seeds} are not."
+            )
         for warning in made.warnings:
             console.print(Text(str(warning)))
         console.print(f"about {duration(made.seconds)} on {default_workers()} workers")

@@ -10,9 +10,11 @@ from pathlib import Path
 from ablations import catalog, store
 from ablations.cells import ArmCell, cells
 from ablations.lint import Warning, lint
-from ablations.power import equivalence_margin_needed, minimum_detectable_effect
+from ablations.power import equivalence_margin_needed, minimum_detectable_effect, sign_seeds_needed
 from ablations.profiles import check_limits
 from ablations.progress import Show
+from ablations.schema import BY_CHECK, Ablation
+from ablations.verdict import family
 from transformer.analysis import accounting, estimate
 from transformer.numerics import trains_together
 
@@ -49,6 +51,8 @@ class Plan:
       sigma: spread of paired differences, nats; `measured` says whether twins gave it or it is assumed.
       detectable: smallest difference its test seeds detect with 80% power.
       equivalence: smallest margin within which they can show equivalence with 80% power.
+      comparisons: how many are judged together.
+      sign_seeds: test seeds that a comparison among them needs where runs diverge, so that signs decide.
     """
 
     name: str
@@ -61,6 +65,8 @@ class Plan:
     test_seeds: int
     detectable: float
     equivalence: float
+    comparisons: int
+    sign_seeds: int
     seconds: float
 
 
@@ -83,7 +89,7 @@ def make(name: str, profile: str, runs: Path, workers: int, show: Show = lambda 
         show(len(rows), len(arms), [arm.label])
     sigma = _measured_sigma(name, profile, runs)
     used = sigma or ASSUMED_SIGMA
-    seeds = ablation.profile(profile).test_seeds
+    seeds, comparisons = ablation.profile(profile).test_seeds, _comparisons(ablation, arms)
     return Plan(
         name,
         profile,
@@ -95,8 +101,16 @@ def make(name: str, profile: str, runs: Path, workers: int, show: Show = lambda 
         seeds,
         minimum_detectable_effect(seeds) * used,
         equivalence_margin_needed(seeds) * used,
+        comparisons,
+        sign_seeds_needed(comparisons),
         _wall_seconds(rows, workers, trains_together(arms[0].config)),
     )
+
+
+def _comparisons(ablation: Ablation, arms: list[ArmCell]) -> int:
+    """How many p values Holm adjusts together."""
+    conditions = list(dict.fromkeys(arm.condition for arm in arms))
+    return sum(contrast.type not in BY_CHECK for contrast, _ in family(ablation.contrasts, conditions))
 
 
 def _wall_seconds(rows: list[Row], workers: int, is_population: bool) -> float:

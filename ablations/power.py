@@ -85,6 +85,11 @@ def equivalence_margin_needed(n: int, target: float = 0.8, alpha: float = 0.05) 
     )
 
 
+def sign_seeds_needed(comparisons: int, alpha: float = 0.05) -> int:
+    """The smallest number of pairs, all alike, whose one-sided sign test passes Holm among so many comparisons."""
+    return math.ceil(math.log2(max(1, comparisons) / alpha))
+
+
 def equivalence_seeds_needed(margin: float, target: float = 0.8, alpha: float = 0.05) -> int:
     """The smallest number of pairs that shows equivalence within `margin` (in sd) with power `target`.
 

@@ -11,8 +11,8 @@ from ablations import plan, probes, summary
 from ablations.__main__ import main
 from ablations.power import equivalence_margin_needed, minimum_detectable_effect
 from ablations.profiles import LIMITS, STANDARD, check_limits, standard
-from ablations.schema import Ablation, Arm, Condition
-from tests.ablations.lab import ablation, arm, fill, put, write_config, write_text
+from ablations.schema import Ablation, Arm, Condition, Contrast
+from tests.ablations.lab import WORSE, ablation, arm, fill, put, write_config, write_text
 from tests.tiny import declared
 from transformer.errors import ConfigError
 from transformer.training.run import datasets, make_program
@@ -120,7 +120,19 @@ def test_the_command_prints_all_of_it(make, tmp_path, configs, capsys, monkeypat
     assert f"base │ {row.parameters:,} │ {row.flops_per_token:.2g} │ 3,072 │ 14 │ 14 │" in said
     assert f"6 test seeds detect differences from {made.detectable:.3g}, and can show equivalence within" in said
     assert "assumed, no twins trained yet" in said and re.search(r"about \d+ s on \d+ workers", said)
-    assert made.question in said
+    assert made.question in said and "signs decide" not in said
+
+
+def test_too_few_seeds_for_signs_are_told(make, tmp_path, configs, capsys, monkeypatch):
+    """Where runs diverge, six signs all alike have p = 0.016: enough for three comparisons, not for four."""
+    monkeypatch.setenv("COLUMNS", "200")
+    proof = Contrast("clm_generates", "exact", check="tests/claims/test_causal_mask.py::TestGenerates")
+    for count, told in ((3, False), (4, True)):
+        several = [dataclasses.replace(WORSE, margin=0.01 * i) for i in range(1, count + 1)]
+        assert make(ablation("no.txt", seeds=6, contrasts=(*several, proof))).comparisons == count
+        assert main(["plan", "tiny", "--profile=tiny", f"--runs={tmp_path}", f"--configs={configs}"]) == 0
+        said = " ".join(capsys.readouterr().out.split())
+        assert ("for one of 4 comparisons 6 test seeds are too few, even all alike; 7 are not" in said) is told
 
 
 # --- What a profile cannot afford --------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ablations import power
-from ablations.statistics import sample_estimate
+from ablations.statistics import holm, sample_estimate
 
 
 @pytest.mark.parametrize(
@@ -57,6 +57,13 @@ def test_seeds_needed_is_the_smallest_number(effect: float) -> None:
     assert power.minimum_detectable_effect(n) <= effect < power.minimum_detectable_effect(n - 1)
     n = power.equivalence_seeds_needed(effect)
     assert power.equivalence_margin_needed(n) <= effect < power.equivalence_margin_needed(n - 1)
+
+
+@pytest.mark.parametrize("comparisons", [1, 12, 13, 16, 100])
+def test_sign_seeds_are_the_fewest_that_can_pass_holm(comparisons: int) -> None:
+    n = power.sign_seeds_needed(comparisons)
+    fewer, enough = (holm(np.full(comparisons, 0.5**k)).max() for k in (n - 1, n))
+    assert enough <= 0.05 < fewer
 
 
 def test_small_margins_need_many_seeds() -> None:
