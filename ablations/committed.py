@@ -20,7 +20,7 @@ from ablations.cells import Member, cells
 from ablations.profiles import rank
 from ablations.report import report_folder
 from ablations.report.members import is_measured
-from ablations.schema import repetition
+from ablations.schema import ABOUT, repetition
 from ablations.store import Record
 from transformer.errors import UserError
 from transformer.numerics import EXECUTIONS
@@ -128,7 +128,7 @@ def headline(answered: Sequence[Answer], readme: Path) -> None:
     if start in text and end in text:
         before, rest = text.split(start, 1)
         measured = [row for row in answered if not row["proved"] and row["verdict"] != "inconclusive"]
-        table = _picture("ablations/results/") + _table(measured, "ablations/results/")
+        table = _picture(measured, "ablations/results/") + _table(measured, "ablations/results/")
         readme.write_text(f"{before}{start}\n{table}{end}{rest.split(end, 1)[1]}", encoding="utf-8")
 
 
@@ -143,6 +143,7 @@ def answers(reports: Sequence[Mapping[str, Any]]) -> Iterator[Answer]:
             yield {
                 **claim,
                 "measured": _measured(decisions, claim),
+                "metrics": [decision["metric"] for decision in decisions],
                 "scale": BREAK.join(dict.fromkeys(_scale(report, decision) for decision in decisions)) or "–",
                 "name": report["name"],
                 "profile": report["profile"],
@@ -168,8 +169,12 @@ def _said_of(decision: Mapping[str, Any]) -> str:
     between = " − " if decision["estimate_name"] == "difference" else " against "
     what = (", " if decision["arms"] else between).join(_names(decision))
     if decision["metric"] != "loss":
-        what += f", {decision['metric'].replace('_', ' ')}"
+        what += f", {_spoken(decision['metric'])}"
     return what if decision["condition"] == "default" else f"{what} ({decision['condition']})"
+
+
+def _spoken(metric: str) -> str:
+    return metric.replace("_", " ")
 
 
 def _estimate(decision: Mapping[str, Any]) -> str:
@@ -201,7 +206,7 @@ def _document(answered: Sequence[Answer]) -> str:
     return (
         "# Answers\n\nWritten by `python -m ablations report` from the records beside it. "
         f"{len(asked)} claims were asked, {settled} are settled. Each page says what was held fixed, how each arm "
-        "got its learning rate, and how large chance alone is.\n\n" + _picture("") + _table(answered, "")
+        "got its learning rate, and how large chance alone is.\n\n" + _picture(answered, "") + _table(answered, "")
     )
 
 
@@ -283,7 +288,10 @@ def _names(decision: Mapping[str, Any]) -> list[str]:
     return decision["arms"] or list(filter(None, (decision["test"], decision["base"])))
 
 
-def _picture(prefix: str) -> str:
+def _picture(answered: Sequence[Answer], prefix: str) -> str:
+    """The overview and how to read it and the table, the names of what was measured among it."""
+    measured = {metric for row in answered for metric in row["metrics"]}
+    explained = [f"{_spoken(metric).capitalize()}: {ABOUT[metric]}." for metric in ABOUT if metric in measured]
     return (
         f"![Every comparison so far, in units of what matters]({prefix}{PICTURE})\n\n"
         "*Above: differences in units of the smallest that matters, with 95% intervals; inside the grey band they are "
@@ -297,6 +305,7 @@ def _picture(prefix: str) -> str:
         f"chosen on few seeds: no interval takes that choice in, and [repetitions on other seeds]({prefix}README.md"
         "#repeated-on-other-seeds) show how far it can move a number. The name under what is said tells the whole "
         "story: `python -m ablations explain no_mask_cheating`.*\n\n"
+        + (f"*{' '.join(explained)}*\n\n" if explained else "")
     )
 
 

@@ -30,6 +30,22 @@ UNITS = {
     **dict.fromkeys((*PERCENT, "long_accuracy"), "points"),
     **dict.fromkeys(("largest_write", "largest_late_write"), "of the stream"),
 }
+ABOUT = {  # what no reader knows by its name
+    "teacher_forced_loss": "the loss with the whole text given, at the places where the prefix loss is measured",
+    "prefix_loss": "the loss on the next token when each prefix is given alone",
+    "judged_after_text": "how unlikely a counted model of the language finds what is written after a true text",
+    "judged_after_own": "the same of what is written after the model's own words",
+    "exposure_gap": "how much less likely a counted model of the language finds what is written after the model's own "
+    "words than what is written after a true text",
+    **{
+        f"rise_{n}x": f"how much the loss of the same tokens rises when they stand at the end of windows {times} as "
+        "long as those of training"
+        for n, times in ((2, "twice"), (4, "four times"), (8, "eight times"))
+    },
+    "long_accuracy": "the accuracy on questions longer than those of training, up to twice as long",
+    "largest_write": "the most that a sublayer adds to the stream, relative to the stream before it",
+    "largest_late_write": "the same in the second half of the stack",
+}
 CONTROLS = ("", "unigram", "bigram", "floor", "chance", "solved")
 MAX_SEED = 1000  # test seeds lie below, tuning seeds from here on, twins' from twice as far
 MORE_PAIRS = range(MAX_SEED // 2, MAX_SEED)  # seeds of pairs of twins beyond the test seeds, whose runs test nothing

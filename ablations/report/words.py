@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from ablations.report import numbers
 from ablations.report.members import Row, baseline_of, conditions, judged_by, judged_runs, of_a_table, titled
 from ablations.report.numbers import listed, plural
-from ablations.schema import BY_CHECK
+from ablations.schema import ABOUT, BY_CHECK
 
 VERDICTS = ("supported", "refuted", "mixed", "inconclusive")
 NAMED_ARMS = 8  # more arms than this are named without their notes
@@ -27,6 +27,8 @@ def asked(report: Row) -> str:
     if len(rows) > 1:
         noted = [f"{row['condition']}: {row['note'].rstrip('.')}" if row["note"] else row["condition"] for row in rows]
         parts.append(f"There are {len(noted)} conditions: {'; '.join(noted)}.")
+    measured = dict.fromkeys(d["metric"] for d in report["decisions"] if d["metric"] in ABOUT)
+    parts += [f"{metric} is {ABOUT[metric]}." for metric in measured]
     claims = len(report["claims"])
     if claims:
         compared = plural(len(report["decisions"]), "comparison")

@@ -13,6 +13,7 @@ from ablations import catalog, committed, jobs, store, summary
 from ablations.__main__ import main
 from ablations.cells import Member, cells
 from ablations.profiles import rank
+from ablations.schema import ABOUT
 from tests.ablations.lab import WORSE, ablation, arm, fill, put, write_config
 from transformer.errors import UserError
 
@@ -237,4 +238,6 @@ def test_the_headline_stands_between_the_marks(trained):
     assert text.startswith("above\n") and text.endswith("below\n") and "old" not in text
     assert "(ablations/results/tiny/tiny/report.md)" in text
     committed.headline(answered, readme)
-    assert readme.read_text() == text
+    assert readme.read_text() == text and "Prefix loss" not in text
+    committed.headline([{**row, "metrics": ["loss", "prefix_loss"]} for row in answered], readme)
+    assert f"*Prefix loss: {ABOUT['prefix_loss']}.*" in readme.read_text()  # what no reader knows by its name

@@ -16,6 +16,7 @@ from ablations.report.contract import complete, thin
 from ablations.report.curves import enter, frame, mean_curve, spread
 from ablations.report.overview import overview
 from ablations.report.palette import ARMS, BASE_DASH, CHROME, PAGE, ROLES, arm_styles
+from ablations.schema import ABOUT
 from ablations.statistics import divergence_rates
 from tests.ablations.report_data import report_data
 
@@ -230,7 +231,9 @@ def test_a_median_without_an_interval_is_a_hollow_dot():
 
 def test_sentences_follow_the_data():
     data = complete(report_data(arms=2, seeds=4, points=3))
-    assert "2 arms were run" in words.asked(data)
+    assert "2 arms were run" in words.asked(data) and "prefix_loss" not in words.asked(data)
+    data["decisions"][0]["metric"] = "prefix_loss"
+    assert words.asked(data).count(f"prefix_loss is {ABOUT['prefix_loss']}.") == 1
     assert "The comparison rests on 3 pairs of runs." in words.certainty(data)
     assert "Holm" not in words.certainty(data)
     assert "What would count as an answer was written down before the data it is judged by existed." in words.certainty(

@@ -24,7 +24,7 @@ import scipy
 from ablations import jobs, probes, store, worker
 from ablations.cells import Member
 from ablations.jobs import Job
-from ablations.schema import Arm
+from ablations.schema import ABOUT, UNITS, Arm
 from ablations.worker import run_arm
 from tests.ablations.lab import SIZE, ablation, arm, quick_run, write_text
 from transformer.analysis.lenses import residual_writes
@@ -222,6 +222,7 @@ def test_a_probe_measures_what_it_declares(text, name):
         assert all(np.isfinite(value) for value in found.values())
         measured |= set(found)
     assert probes.metrics((name,)) == (*probes.ALWAYS, *sorted(measured))
+    assert all(metric in UNITS and metric in ABOUT for metric in measured)  # pages say what they are, and in what unit
 
 
 @pytest.mark.parametrize("kind", ["rope", "none"])
