@@ -8,14 +8,15 @@ from collections.abc import Sequence
 from ablations.report import numbers
 from ablations.report.members import Row, judged_by, judged_runs, titled
 from ablations.report.numbers import listed
-from ablations.schema import PERCENT
+from ablations.schema import ABOUT, UNITS
 
 BY_CHANCE = 2.0  # points above chance that a test split may give by luck
 MARKS = ("unigram entropy", "bigram entropy", "chance")  # references that a model which learned beats
 
 
 def reached(report: Row) -> list[dict[str, str]]:
-    """One row per arm: its learning rate, the metric over test seeds, and how many of them a simple predictor beats."""
+    """One row per arm and metric: its learning rate, the metric over test seeds, and how many of them a simple
+    predictor beats. Behind what the learning rate was chosen by comes what else was measured of it."""
     compared = {
         (name, decision["condition"])
         for decision in report["decisions"]
@@ -24,25 +25,28 @@ def reached(report: Row) -> list[dict[str, str]]:
     rows = []
     for arm in report["arms"]:
         judged, runs = judged_by(report, arm["condition"]), judged_runs(arm)
-        found = [run["metrics"].get(judged["metric"]) for run in runs if run["state"] == "done"]
-        values = [value for value in found if value is not None]
         alone = "" if (arm["arm"], arm["condition"]) in compared else " (not compared)"
-        rows.append(
-            {
-                "arm": titled(report, arm) + (" (baseline)" if arm["baseline"] else alone),
-                "metric": f"{judged['metric'].replace('_', ' ')}{', ' + judged['unit'] if judged['unit'] else ''}",
-                "rate": numbers.rate(arm["learning_rate"]),
-                "seeds": f"{len(values)} of {len(runs)}",
-                "mean": _written(statistics.fmean(values), judged) if values else numbers.NOTHING,
-                "range": f"{_written(min(values), judged)} to {_written(max(values), judged)}" if values else "",
-                "beaten": _beaten(values, judged),
-            }
-        )
+        measured = [metric for metric in ABOUT if any(metric in run["metrics"] for run in runs)]
+        for metric in (judged["metric"], *(metric for metric in measured if metric != judged["metric"])):
+            found = [run["metrics"].get(metric) for run in runs if run["state"] == "done"]
+            values = [value for value in found if value is not None]
+            unit = judged["unit"] if metric == judged["metric"] else UNITS[metric]
+            rows.append(
+                {
+                    "arm": titled(report, arm) + (" (baseline)" if arm["baseline"] else alone),
+                    "metric": f"{metric.replace('_', ' ')}{', ' + unit if unit else ''}",
+                    "rate": numbers.rate(arm["learning_rate"]),
+                    "seeds": f"{len(values)} of {len(runs)}",
+                    "mean": _written(statistics.fmean(values), unit) if values else numbers.NOTHING,
+                    "range": f"{_written(min(values), unit)} to {_written(max(values), unit)}" if values else "",
+                    "beaten": _beaten(values, judged) if metric == judged["metric"] else "",
+                }
+            )
     return rows
 
 
-def _written(value: float, judged: Row) -> str:
-    return numbers.fixed(value, 1 if judged["metric"] in PERCENT else 3)
+def _written(value: float, unit: str) -> str:
+    return numbers.fixed(value, 1 if unit == "points" else 3)
 
 
 def _beaten(values: Sequence[float], judged: Row) -> str:
@@ -52,7 +56,7 @@ def _beaten(values: Sequence[float], judged: Row) -> str:
         if name in MARKS and mark is not None:
             behind = sum(_no_better(value, mark, judged) for value in values)
             if behind:
-                said.append(f"{behind} of {len(values)} no better than the {name} ({_written(mark, judged)})")
+                said.append(f"{behind} of {len(values)} no better than the {name} ({_written(mark, judged['unit'])})")
     return listed(said)
 
 
