@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ablations import catalog, checks, claims, confounds, store
+from ablations import catalog, checks, claims, confounds, probes, store
 from ablations.cells import ArmCell, Member
 from ablations.evidence import Evidence, Setting
 from ablations.gather import Results, collect, evidence_for, named_arms, positive_control
-from ablations.schema import PERCENT, UNITS, Contrast, better
+from ablations.schema import ABOUT, PERCENT, UNITS, Contrast, better
 from ablations.store import Record
 from ablations.twins import noise
 from ablations.verdict import ESTIMATE_NAMES, Decision, estimate_name, family, judge_all, overall
@@ -66,6 +66,7 @@ def summarize(results: Results) -> dict[str, Any]:
         ],
         "verdicts": settings.verdicts,
         "matched": list(ablation.matched),
+        "measured": [metric for metric in ABOUT if metric in probes.metrics(ablation.probes)],
         "headline": _headline(by_claim, results),
         "progress": progress(results),
         "claims": by_claim,

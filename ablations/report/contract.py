@@ -18,7 +18,7 @@ POINTS = 100  # a curve carries at most this many points a seed
 _TOP: dict[str, Any] = {
     "name": "unnamed", "question": "", "profile": "", "scale": "", "verdicts": True,
     "matched": [], "headline": "", "progress": {}, "conditions": [], "claims": [], "decisions": [], "arms": [],
-    "noise": [], "checks": [], "provenance": {},
+    "noise": [], "checks": [], "provenance": {}, "measured": [],
 }  # fmt: skip
 _PROGRESS: dict[str, Any] = {
     "planned": 0, "done": 0, "diverged": 0, "failed": 0, "missing": 0, "tampered": [],

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from ablations.report import numbers
 from ablations.report.members import Row, judged_by, judged_runs, titled
 from ablations.report.numbers import listed
-from ablations.schema import ABOUT, UNITS
+from ablations.schema import UNITS
 
 BY_CHANCE = 2.0  # points above chance that a test split may give by luck
 MARKS = ("unigram entropy", "bigram entropy", "chance")  # references that a model which learned beats
@@ -26,8 +26,8 @@ def reached(report: Row) -> list[dict[str, str]]:
     for arm in report["arms"]:
         judged, runs = judged_by(report, arm["condition"]), judged_runs(arm)
         alone = "" if (arm["arm"], arm["condition"]) in compared else " (not compared)"
-        measured = [metric for metric in ABOUT if any(metric in run["metrics"] for run in runs)]
-        for metric in (judged["metric"], *(metric for metric in measured if metric != judged["metric"])):
+        also = [metric for metric in report["measured"] if any(metric in run["metrics"] for run in runs)]
+        for metric in dict.fromkeys((judged["metric"], *also)):
             found = [run["metrics"].get(metric) for run in runs if run["state"] == "done"]
             values = [value for value in found if value is not None]
             unit = judged["unit"] if metric == judged["metric"] else UNITS[metric]

@@ -27,8 +27,7 @@ def asked(report: Row) -> str:
     if len(rows) > 1:
         noted = [f"{row['condition']}: {row['note'].rstrip('.')}" if row["note"] else row["condition"] for row in rows]
         parts.append(f"There are {len(noted)} conditions: {'; '.join(noted)}.")
-    measured = dict.fromkeys(d["metric"] for d in report["decisions"] if d["metric"] in ABOUT)
-    parts += [f"{metric} is {ABOUT[metric]}." for metric in measured]
+    parts += [f"{metric} is {ABOUT[metric]}." for metric in report["measured"]]
     claims = len(report["claims"])
     if claims:
         compared = plural(len(report["decisions"]), "comparison")

@@ -11,11 +11,12 @@ from altair.utils.schemapi import debug_mode
 from ablations.report import page
 from ablations.report.contract import canonical_json, complete
 from ablations.report.figures import gradient_norms, learning_curves, learning_rate_curves
+from ablations.report.measured import also_measured
 from ablations.report.members import Row
 from ablations.report.pairs import noise_floor, paired_slopes
 from ablations.report.svg import Figure
 
-FIGURES = (learning_rate_curves, learning_curves, paired_slopes, gradient_norms, noise_floor)
+FIGURES = (learning_rate_curves, learning_curves, also_measured, paired_slopes, gradient_norms, noise_floor)
 
 
 def write_report(data: Mapping[str, Any], folder: Path) -> list[Path]:

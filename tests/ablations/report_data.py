@@ -72,6 +72,7 @@ def report_data(
             }
             for condition in conditions
         ],
+        "measured": ["prefix_loss"],
         "checks": [
             {"claim": "layernorm_statistics" + taint, "name": "mean 0, variance 1", "passed": True,
              "sabotage_caught": True, "detail": "largest deviation 3e-7" + taint},

@@ -119,6 +119,17 @@ def test_what_each_arm_reached_is_told_run_by_run(tmp_path, configs):
         "2 of 8 no better than the unigram entropy (3.000) and 2 of 8 no better than the bigram entropy (2.500)"
     )
     assert third["arm"] == "third (not compared)"
+    for run in (run for row in report["arms"] for run in row["members"]):
+        run["metrics"] |= {"prefix_loss": 4.0 + run["seed"], "exposure_gap": 0.1}  # the latter for another question
+    report["measured"] = ["prefix_loss"]
+    rows = reached(report)
+    assert [row["arm"] for row in rows] == [row["arm"] for row in (base, other, third) for _ in range(2)]
+    assert rows[0] == base and (rows[1]["metric"], rows[1]["mean"], rows[1]["range"], rows[1]["beaten"]) == (
+        "prefix loss, nats per token",
+        "7.500",
+        "4.000 to 11.000",
+        "",
+    )
 
 
 def test_a_fraction_stands_beside_what_a_table_of_pairs_would_give(tmp_path, configs):

@@ -35,7 +35,7 @@ from tests.ablations.report_data import EVIL, report_data
 from transformer.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
-FIGURES = ["gradient_norms", "learning_curves", "learning_rate_curves", "noise_floor", "paired_slopes"]
+FIGURES = ["also_measured", "gradient_norms", "learning_curves", "learning_rate_curves", "noise_floor", "paired_slopes"]
 
 
 @pytest.fixture(scope="module")
@@ -142,8 +142,11 @@ def test_every_arm_and_seed_is_drawn(size, small, big):
         _drawn(_figure(folder, "learning_rate_curves"), "tuning"),
         _drawn(_figure(folder, "paired_slopes"), "pair"),
     )
+    measured = _drawn(_figure(folder, "also_measured"), "run")
     for arm in data["arms"]:
         for run in arm["members"]:
+            if not run["twin"]:
+                assert measured[arm["arm"], run["seed"]] == ("prefix_loss" in run["metrics"])
             if run["curve"] and not run["twin"]:
                 assert curves[arm["arm"], run["seed"]] and norms[arm["arm"], run["seed"]], (arm["arm"], run["seed"])
             if not arm["baseline"]:
@@ -200,8 +203,8 @@ def test_a_diverged_run_is_marked_listed_and_does_not_flatten_the_rest(small):
 
 def test_the_sections_come_in_order(small):
     html = (small / "report.html").read_text(encoding="utf-8")
-    order = "asked fixed certainty verdicts reached learning-rates curves pairs stability cost confounds noise checks"
-    places = [html.index(f'<section id="{name}">') for name in (*order.split(), "literature", "provenance")]
+    order = "asked fixed certainty verdicts reached learning-rates curves measured pairs stability cost confounds noise"
+    places = [html.index(f'<section id="{name}">') for name in (*order.split(), "checks", "literature", "provenance")]
     assert places == sorted(places)
     assert html.index("<h1>") < html.index('class="badge supported"') < places[0]
 
