@@ -38,8 +38,8 @@ ABOUT = {  # what no reader knows by its name
     "exposure_gap": "how much less likely a counted model of the language finds what is written after the model's own "
     "words than what is written after a true text",
     **{
-        f"rise_{n}x": f"how much the loss of the same tokens rises when they stand at the end of windows {times} as "
-        "long as those of training"
+        f"rise_{n}x": f"how much higher the loss of the same tokens is at the end of windows {times} as long as in "
+        "training"
         for n, times in ((2, "twice"), (4, "four times"), (8, "eight times"))
     },
     "long_accuracy": "the accuracy on questions longer than those of training, up to twice as long",
