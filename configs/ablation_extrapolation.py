@@ -42,12 +42,15 @@ ABLATION = Ablation(
             note="a learned vector for each position, far more of them than training visits",
         ),
         "sinusoidal": Arm(
-            {**position("sinusoidal"), "model.embedding.scale": 0.0},
+            {**position("sinusoidal"), "model.position.sinusoidal_base": 10_000.0, "model.embedding.scale": 0.0},
             note="a fixed vector of sines and cosines for each position, embeddings times sqrt(d_model) beside it, as "
             "Vaswani et al. (2017) have them",
         ),
         "alibi": Arm(position("alibi"), note="scores fall with the distance"),
-        "t5": Arm(position("t5"), note="a learned bias for each range of distances, the last one open"),
+        "t5": Arm(
+            {**position("t5"), "model.position.t5_buckets": 32, "model.position.t5_max_distance": 128},
+            note="a learned bias for each range of distances, the last one open",
+        ),
         "none": Arm(position("none"), note="nothing but the causal mask says where a token stands"),
     },
     conditions={

@@ -21,7 +21,7 @@ NO_ATTENTION_SKIP = {"model.residual.attention.skip_gain": 0.0}
 NO_FFN_SKIP = {"model.residual.ffn.skip_gain": 0.0}
 NONE = {**NO_ATTENTION_SKIP, **NO_FFN_SKIP}
 RESCALED = {**NONE, "model.init.scheme": "lecun"}
-SHAPED = {**RESCALED, "model.attention.weights": "shaped"}
+SHAPED = {**RESCALED, "model.attention.weights": "shaped", "model.attention.zero_query_init": True}
 COPY = {
     "data.source": "task",
     "data.task": "copy",
