@@ -20,7 +20,7 @@ from ablations.cells import Member, cells
 from ablations.profiles import rank
 from ablations.report import report_folder
 from ablations.report.members import is_measured
-from ablations.schema import ABOUT, repetition
+from ablations.schema import ABOUT, repetition, spoken
 from ablations.store import Record
 from transformer.errors import UserError
 from transformer.numerics import EXECUTIONS
@@ -169,12 +169,8 @@ def _said_of(decision: Mapping[str, Any]) -> str:
     between = " − " if decision["estimate_name"] == "difference" else " against "
     what = (", " if decision["arms"] else between).join(_names(decision))
     if decision["metric"] != "loss":
-        what += f", {_spoken(decision['metric'])}"
+        what += f", {spoken(decision['metric'])}"
     return what if decision["condition"] == "default" else f"{what} ({decision['condition']})"
-
-
-def _spoken(metric: str) -> str:
-    return metric.replace("_", " ")
 
 
 def _estimate(decision: Mapping[str, Any]) -> str:
@@ -291,7 +287,7 @@ def _names(decision: Mapping[str, Any]) -> list[str]:
 def _picture(answered: Sequence[Answer], prefix: str) -> str:
     """The overview and how to read it and the table, the names of what was measured among it."""
     measured = {metric for row in answered for metric in row["metrics"]}
-    explained = [f"{_spoken(metric).capitalize()}: {ABOUT[metric]}." for metric in ABOUT if metric in measured]
+    explained = [f"{spoken(metric).capitalize()}: {ABOUT[metric]}." for metric in ABOUT if metric in measured]
     return (
         f"![Every comparison so far, in units of what matters]({prefix}{PICTURE})\n\n"
         "*Above: differences in units of the smallest that matters, with 95% intervals; inside the grey band they are "

@@ -52,6 +52,11 @@ MORE_PAIRS = range(MAX_SEED // 2, MAX_SEED)  # seeds of pairs of twins beyond th
 BY_CHECK = ("exact", "formula")  # types of contrast that are decided without a run: no arms, no metric
 
 
+def spoken(metric: str) -> str:
+    """The name of a metric in a sentence."""
+    return metric.replace("_", " ")
+
+
 def better(metric: str) -> Better:
     """Whether lower or higher values of a primary metric are better."""
     return "higher" if metric in PERCENT else "lower"

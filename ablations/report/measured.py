@@ -12,7 +12,7 @@ from ablations.report.drawing import Sheet
 from ablations.report.figures import styles_of
 from ablations.report.members import Row, conditions, judged_by, judged_runs
 from ablations.report.svg import Figure, Panel
-from ablations.schema import UNITS
+from ablations.schema import UNITS, spoken
 
 BAR = 0.3  # half the width of a mean, as a share of the room an arm has
 
@@ -65,6 +65,6 @@ def _panel(report: Row, condition: str, metric: str, arms: Sequence[Row]) -> Pan
         sheet.points(keyed, style.color, style.shape)
         ends.append((arm["arm"], mean, style.color))
     sheet.labels(ends)
-    name = metric.replace("_", " ")
+    name = spoken(metric)
     description = f"{name} of {numbers.plural(len(arms), 'arm')}, one point a run"
     return sheet.panel(f"{name}, {condition}" if several else name, "", styles[arms[0]["arm"]].color, description)

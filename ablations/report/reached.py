@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from ablations.report import numbers
 from ablations.report.members import Row, judged_by, judged_runs, titled
 from ablations.report.numbers import listed
-from ablations.schema import UNITS
+from ablations.schema import UNITS, spoken
 
 BY_CHANCE = 2.0  # points above chance that a test split may give by luck
 MARKS = ("unigram entropy", "bigram entropy", "chance")  # references that a model which learned beats
@@ -34,7 +34,7 @@ def reached(report: Row) -> list[dict[str, str]]:
             rows.append(
                 {
                     "arm": titled(report, arm) + (" (baseline)" if arm["baseline"] else alone),
-                    "metric": f"{metric.replace('_', ' ')}{', ' + unit if unit else ''}",
+                    "metric": f"{spoken(metric)}{', ' + unit if unit else ''}",
                     "rate": numbers.rate(arm["learning_rate"]),
                     "seeds": f"{len(values)} of {len(runs)}",
                     "mean": _written(statistics.fmean(values), unit) if values else numbers.NOTHING,
